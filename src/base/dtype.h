@@ -1,0 +1,54 @@
+/* Element types of tensors, and the conversions between them.
+ * bf16 rounding is to nearest, ties to even, as torch does; NaN stays NaN. */
+#ifndef QIE_BASE_DTYPE_H
+#define QIE_BASE_DTYPE_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+typedef enum qie_dtype {
+    QIE_F32 = 0,
+    QIE_BF16,
+    QIE_F16,
+    QIE_U8,
+    QIE_I32,
+    QIE_I64,
+    QIE_F64,
+    QIE_BOOL,
+    QIE_DTYPE_COUNT
+} qie_dtype;
+
+typedef uint16_t qie_bf16;
+typedef uint16_t qie_f16;
+
+/* Bytes of one element; 0 for an unknown type. */
+size_t qie_dtype_size(qie_dtype dtype);
+/* Name as in safetensors headers ("F32", "BF16", ...). */
+const char *qie_dtype_name(qie_dtype dtype);
+/* -1 if the name is not one of ours. */
+int qie_dtype_from_name(const char *name);
+
+static inline float qie_bf16_to_f32(qie_bf16 h) {
+    uint32_t u = (uint32_t)h << 16;
+    float f;
+    memcpy(&f, &u, sizeof f);
+    return f;
+}
+
+static inline qie_bf16 qie_f32_to_bf16(float f) {
+    uint32_t u;
+    memcpy(&u, &f, sizeof u);
+    if ((u & 0x7fffffffu) > 0x7f800000u)
+        return (qie_bf16)((u >> 16) | 0x40u);
+    return (qie_bf16)((u + 0x7fffu + ((u >> 16) & 1u)) >> 16);
+}
+
+float qie_f16_to_f32(qie_f16 h);
+qie_f16 qie_f32_to_f16(float f);
+
+/* Convert n elements of `dtype` at src to f32. dtype: F32, BF16, F16 (others: returns -1, dst untouched).
+ * src needs no alignment. */
+int qie_to_f32(float *dst, const void *src, qie_dtype dtype, size_t n);
+
+#endif
