@@ -1,3 +1,4 @@
+#define _GNU_SOURCE
 #include "base/log.h"
 
 #include <stdarg.h>

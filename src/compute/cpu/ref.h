@@ -1,0 +1,15 @@
+/* Plain C versions of all operations: the definition that every variant is tested against. */
+#ifndef QIE_COMPUTE_CPU_REF_H
+#define QIE_COMPUTE_CPU_REF_H
+
+#include "compute/backend.h"
+
+/* Fill every entry. Needs no scratch. */
+void qie_ref_fill(qie_ops *ops);
+
+/* One element of a matrix or vector as f32. */
+float qie_ref_load(const void *data, qie_dtype dtype, int64_t i);
+void qie_ref_store(void *data, qie_dtype dtype, int64_t i, float v);
+float qie_ref_act(qie_act act, float v);
+
+#endif
