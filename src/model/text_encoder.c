@@ -1,0 +1,175 @@
+#include "model/text_encoder.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/error.h"
+#include "model/rope.h"
+#include "model/text_encoder_parts.h"
+
+static qie_status bind_layer(const qie_text_config *t, const qie_weights *w, int i,
+                             qie_language_layer *l, qie_error *err) {
+    int64_t h = t->hidden_size, kv = (int64_t)t->num_key_value_heads * t->head_dim;
+    char n[96];
+#define NAME(suffix) (snprintf(n, sizeof n, "model.layers.%d." suffix, i), n)
+    QIE_TRY(qie_bind_vec(w, NAME("input_layernorm.weight"), h, &l->input_norm, err));
+    QIE_TRY(qie_bind_vec(w, NAME("post_attention_layernorm.weight"), h, &l->post_norm, err));
+    QIE_TRY(qie_bind_linear(w, NAME("self_attn.q_proj"), h, h, true, &l->q, err));
+    QIE_TRY(qie_bind_linear(w, NAME("self_attn.k_proj"), kv, h, true, &l->k, err));
+    QIE_TRY(qie_bind_linear(w, NAME("self_attn.v_proj"), kv, h, true, &l->v, err));
+    QIE_TRY(qie_bind_linear(w, NAME("self_attn.o_proj"), h, h, false, &l->o, err));
+    QIE_TRY(qie_bind_linear(w, NAME("mlp.gate_proj"), t->intermediate_size, h, false, &l->gate, err));
+    QIE_TRY(qie_bind_linear(w, NAME("mlp.up_proj"), t->intermediate_size, h, false, &l->up, err));
+    QIE_TRY(qie_bind_linear(w, NAME("mlp.down_proj"), h, t->intermediate_size, false, &l->down, err));
+#undef NAME
+    return QIE_OK;
+}
+
+qie_status qie_text_encoder_open(const qie_text_config *t, const qie_vision_config *v,
+                                 const qie_weights *w, qie_text_encoder **out, qie_error *err) {
+    *out = NULL;
+    qie_status st = QIE_OK;
+    qie_text_encoder *e = calloc(1, sizeof *e);
+    if (e) {
+        e->t = *t;
+        e->v = *v;
+        e->layers = calloc((size_t)t->num_hidden_layers, sizeof *e->layers);
+        e->vision.blocks = calloc((size_t)v->depth, sizeof *e->vision.blocks);
+    }
+    if (!e || !e->layers || !e->vision.blocks) {
+        st = qie_fail(err, QIE_E_NO_MEMORY, NULL, "out of memory");
+        goto fail;
+    }
+    qie_linear embed;
+    QIE_TRY_GOTO(
+        qie_bind_linear(w, "model.embed_tokens", t->vocab_size, t->hidden_size, false, &embed, err));
+    e->embed_tokens = embed.w;
+    QIE_TRY_GOTO(qie_bind_vec(w, "model.norm.weight", t->hidden_size, &e->norm, err));
+    for (int i = 0; i < t->num_hidden_layers; i++)
+        QIE_TRY_GOTO(bind_layer(t, w, i, &e->layers[i], err));
+    QIE_TRY_GOTO(qie_vision_bind(v, w, &e->vision, err));
+    *out = e;
+    return QIE_OK;
+fail:
+    qie_text_encoder_close(e);
+    return st;
+}
+
+void qie_text_encoder_close(qie_text_encoder *e) {
+    if (!e)
+        return;
+    free(e->layers);
+    free(e->vision.blocks);
+    free(e);
+}
+
+/* Position triples (t, h, w) of every token: text counts on, a picture spans a grid (docs/MODEL.md). Sequential:
+ * what transformers 5 computes when it is not told which tokens are pictures. */
+static void token_positions(const qie_text_encoder *e, const qie_size_plan *sizes, const int32_t *ids,
+                            int64_t n, int32_t pad, qie_positions mode, int32_t *triples) {
+    int cell = e->v.patch_size * e->v.spatial_merge_size, i_image = 0;
+    int32_t next = 0;
+    for (int64_t i = 0; i < n;) {
+        if (ids[i] != pad || mode == QIE_POSITIONS_SEQUENTIAL || i_image >= sizes->n_images) {
+            triples[i * 3] = triples[i * 3 + 1] = triples[i * 3 + 2] = next++;
+            i++;
+            continue;
+        }
+        int32_t gh = sizes->images[i_image].grid_px.h / cell, gw = sizes->images[i_image].grid_px.w / cell;
+        for (int32_t y = 0; y < gh; y++)
+            for (int32_t x = 0; x < gw && i < n; x++, i++) {
+                triples[i * 3] = next;
+                triples[i * 3 + 1] = next + y;
+                triples[i * 3 + 2] = next + x;
+            }
+        next += gh > gw ? gh : gw;
+        i_image++;
+    }
+}
+
+typedef struct language_buffers {
+    int32_t *triples;
+    float *cos, *sin;
+    qie_mat x, h, q, k, v, gate;
+} language_buffers;
+
+static qie_status allocate(const qie_text_config *t, const qie_run *run, int64_t n,
+                           language_buffers *b, qie_error *err) {
+    void *p;
+    size_t table = sizeof(float) * (size_t)n * (size_t)(t->head_dim / 2);
+    int64_t kv = (int64_t)t->num_key_value_heads * t->head_dim;
+    QIE_TRY(qie_run_alloc(run, sizeof(int32_t) * 3 * (size_t)n, &p, err));
+    b->triples = p;
+    QIE_TRY(qie_run_alloc(run, table, &p, err));
+    b->cos = p;
+    QIE_TRY(qie_run_alloc(run, table, &p, err));
+    b->sin = p;
+    QIE_TRY(qie_run_mat(run, QIE_F32, n, t->hidden_size, &b->x, err));
+    QIE_TRY(qie_run_mat(run, run->act, n, t->hidden_size, &b->h, err));
+    QIE_TRY(qie_run_mat(run, run->act, n, t->hidden_size, &b->q, err));
+    QIE_TRY(qie_run_mat(run, run->act, n, kv, &b->k, err));
+    QIE_TRY(qie_run_mat(run, run->act, n, kv, &b->v, err));
+    return qie_run_mat(run, run->act, n, t->intermediate_size, &b->gate, err);
+}
+
+static void language_layer(const qie_text_config *t, const qie_run *run, const qie_language_layer *l,
+                           const language_buffers *b) {
+    const qie_ops *ops = &run->compute->ops;
+    float eps = (float)t->rms_norm_eps;
+    ops->rms_norm(run->compute, b->x, l->input_norm, eps, b->h);
+    qie_run_linear(run, b->h, &l->q, QIE_ACT_NONE, QIE_STORE_SET, b->q);
+    qie_run_linear(run, b->h, &l->k, QIE_ACT_NONE, QIE_STORE_SET, b->k);
+    qie_run_linear(run, b->h, &l->v, QIE_ACT_NONE, QIE_STORE_SET, b->v);
+    qie_qk_norm_rope_args r = {.x = b->q, .n_heads = t->num_attention_heads, .head_dim = t->head_dim,
+                               .cos = b->cos, .sin = b->sin};
+    ops->qk_norm_rope(run->compute, &r);
+    r.x = b->k;
+    r.n_heads = t->num_key_value_heads;
+    ops->qk_norm_rope(run->compute, &r);
+    qie_attention_args a = {.q = b->q, .k = b->k, .v = b->v, .n_heads = t->num_attention_heads,
+                            .n_kv_heads = t->num_key_value_heads, .head_dim = t->head_dim,
+                            .scale = 1.0f / sqrtf((float)t->head_dim), .causal = true, .dst = b->h};
+    ops->attention(run->compute, &a);
+    qie_run_linear(run, b->h, &l->o, QIE_ACT_NONE, QIE_STORE_ADD, b->x);
+    ops->rms_norm(run->compute, b->x, l->post_norm, eps, b->h);
+    qie_run_linear(run, b->h, &l->gate, QIE_ACT_SILU, QIE_STORE_SET, b->gate);
+    qie_run_linear(run, b->h, &l->up, QIE_ACT_NONE, QIE_STORE_MUL, b->gate);
+    qie_run_linear(run, b->gate, &l->down, QIE_ACT_NONE, QIE_STORE_ADD, b->x);
+}
+
+qie_status qie_language_encode(qie_text_encoder *e, const qie_run *run, const qie_size_plan *sizes,
+                               const int32_t *ids, int64_t n_ids, int32_t image_pad_id,
+                               const float *features, int64_t n_features, qie_positions positions,
+                               float *hidden_last, qie_error *err) {
+    const qie_text_config *t = &e->t;
+    int64_t n_pads = 0;
+    for (int64_t i = 0; i < n_ids; i++) {
+        QIE_FAIL_IF(ids[i] < 0 || ids[i] >= t->vocab_size, QIE_E_CORRUPT, err, "tokenizer",
+                    "the tokenizer gives id %d, the text encoder's vocabulary has %d entries", ids[i],
+                    t->vocab_size);
+        n_pads += ids[i] == image_pad_id;
+    }
+    QIE_FAIL_IF(n_pads != n_features, QIE_E_INTERNAL, err, NULL,
+                "%lld picture tokens in the prompt for %lld picture features", (long long)n_pads,
+                (long long)n_features);
+    size_t mark = qie_arena_mark(run->arena);
+    language_buffers b;
+    QIE_TRY(allocate(t, run, n_ids, &b, err));
+    run->compute->ops.embed(run->compute, e->embed_tokens, ids, b.x);
+    size_t row = sizeof(float) * (size_t)t->hidden_size;
+    for (int64_t i = 0, f = 0; i < n_ids; i++)
+        if (ids[i] == image_pad_id)
+            memcpy((float *)b.x.data + i * t->hidden_size, features + f++ * t->hidden_size, row);
+    token_positions(e, sizes, ids, n_ids, image_pad_id, positions, b.triples);
+    qie_rope_language(t, b.triples, n_ids, b.cos, b.sin);
+    for (int i = 0; i < t->num_hidden_layers; i++) {
+        QIE_TRY(qie_run_check(run, err));
+        language_layer(t, run, &e->layers[i], &b);
+    }
+    run->compute->ops.rms_norm(run->compute, b.x, e->norm, (float)t->rms_norm_eps,
+                               qie_mat_make(hidden_last, QIE_F32, n_ids, t->hidden_size));
+    qie_arena_release(run->arena, mark);
+    return QIE_OK;
+}

@@ -1,0 +1,37 @@
+/* Qwen2.5-VL as the pipeline uses it: pictures and prompt in, hidden states after the final norm out. */
+#ifndef QIE_MODEL_TEXT_ENCODER_H
+#define QIE_MODEL_TEXT_ENCODER_H
+
+#include "model/run.h"
+#include "plan/config.h"
+#include "plan/sizes.h"
+#include "qie/edit.h"
+
+typedef struct qie_text_encoder qie_text_encoder;
+
+/* Bind all tensors of language model and vision tower (lm_head is never touched); w must outlive the object. */
+qie_status qie_text_encoder_open(const qie_text_config *t, const qie_vision_config *v,
+                                 const qie_weights *w, qie_text_encoder **out, qie_error *err);
+void qie_text_encoder_close(qie_text_encoder *e);
+
+/* Vision tower over all pictures of a request.
+ * patches [n_patches, 3 * temporal * patch * patch] in merge-block order, pictures after each other (the processor's
+ * pixel_values); features [n_vision_tokens, out_hidden_size] F32, raster order within each picture.
+ * Errors: QIE_E_CANCELLED between blocks. */
+qie_status qie_vision_encode(qie_text_encoder *e, const qie_run *run, const qie_size_plan *sizes,
+                             const float *patches, float *features, qie_error *err);
+
+/* Language model: ids [n_ids], vision features for the tokens image_pad_id, in order; hidden_last [n_ids, hidden]
+ * F32 after the final norm. The number of image_pad_id among ids must be n_features (checked: QIE_E_INTERNAL). */
+qie_status qie_language_encode(qie_text_encoder *e, const qie_run *run, const qie_size_plan *sizes,
+                               const int32_t *ids, int64_t n_ids, int32_t image_pad_id,
+                               const float *features, int64_t n_features, qie_positions positions,
+                               float *hidden_last, qie_error *err);
+
+/* Order in which the vision tower works: for each group of merge x merge patches in the tower, its merged cell in
+ * raster order (window_index), and the window boundaries in patches. index has n_vision_tokens entries, bounds
+ * (out) at most n_vision_tokens + 1; returns the number of windows. Exposed for tests. */
+size_t qie_vision_windows(const qie_vision_config *v, const qie_size_plan *sizes, int32_t *index,
+                          int64_t *bounds);
+
+#endif

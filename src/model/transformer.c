@@ -1,0 +1,411 @@
+#include "model/transformer.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/clock.h"
+#include "base/error.h"
+#include "model/rope.h"
+
+#define EPS 1e-6f /* every norm of this transformer: fixed in diffusers' transformer_qwenimage.py */
+#define TIME_CHANNELS 256
+
+/* One of the two streams of a block. */
+typedef struct stream {
+    qie_linear mod, q, k, v, out, up, down;
+    qie_vec norm_q, norm_k;
+} stream;
+
+typedef struct block {
+    stream img, txt;
+} block;
+
+struct qie_transformer {
+    qie_transformer_config c;
+    qie_linear time1, time2, img_in, txt_in, norm_out, proj_out;
+    qie_vec txt_norm;
+    block *blocks;
+};
+
+static qie_status bind_stream(const qie_weights *w, const qie_transformer_config *c, int i_block,
+                              bool image, stream *s, qie_error *err) {
+    static const char *const names[2][9] = {
+        {"attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out", "txt_mod.1",
+         "txt_mlp.net.0.proj", "txt_mlp.net.2", "attn.norm_added_q.weight", "attn.norm_added_k.weight"},
+        {"attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0", "img_mod.1", "img_mlp.net.0.proj",
+         "img_mlp.net.2", "attn.norm_q.weight", "attn.norm_k.weight"}};
+    int64_t d = c->inner_dim;
+    struct {
+        qie_linear *l;
+        int64_t n, k;
+    } linears[7] = {{&s->q, d, d},       {&s->k, d, d},      {&s->v, d, d},     {&s->out, d, d},
+                    {&s->mod, 6 * d, d}, {&s->up, 4 * d, d}, {&s->down, d, 4 * d}};
+    char name[128];
+    for (int i = 0; i < 9; i++) {
+        snprintf(name, sizeof name, "transformer_blocks.%d.%s", i_block, names[image][i]);
+        if (i < 7)
+            QIE_TRY(qie_bind_linear(w, name, linears[i].n, linears[i].k, true, linears[i].l, err));
+        else
+            QIE_TRY(qie_bind_vec(w, name, c->attention_head_dim, i == 7 ? &s->norm_q : &s->norm_k, err));
+    }
+    return QIE_OK;
+}
+
+qie_status qie_transformer_open(const qie_transformer_config *c, const qie_weights *w,
+                                qie_transformer **out, qie_error *err) {
+    *out = NULL;
+    qie_transformer *t = calloc(1, sizeof *t);
+    qie_status st = QIE_OK;
+    int64_t d = c->inner_dim;
+    if (t) {
+        t->c = *c;
+        t->blocks = calloc((size_t)c->num_layers, sizeof *t->blocks);
+    }
+    if (!t || !t->blocks) {
+        st = qie_fail(err, QIE_E_NO_MEMORY, NULL, "out of memory");
+        goto fail;
+    }
+    QIE_TRY_GOTO(qie_bind_linear(w, "time_text_embed.timestep_embedder.linear_1", d, TIME_CHANNELS, true,
+                                 &t->time1, err));
+    QIE_TRY_GOTO(
+        qie_bind_linear(w, "time_text_embed.timestep_embedder.linear_2", d, d, true, &t->time2, err));
+    QIE_TRY_GOTO(qie_bind_linear(w, "img_in", d, c->in_channels, true, &t->img_in, err));
+    QIE_TRY_GOTO(qie_bind_linear(w, "txt_in", d, c->joint_attention_dim, true, &t->txt_in, err));
+    QIE_TRY_GOTO(qie_bind_linear(w, "norm_out.linear", 2 * d, d, true, &t->norm_out, err));
+    QIE_TRY_GOTO(qie_bind_linear(w, "proj_out",
+                                 (int64_t)c->patch_size * c->patch_size * c->out_channels, d, true,
+                                 &t->proj_out, err));
+    QIE_TRY_GOTO(qie_bind_vec(w, "txt_norm.weight", c->joint_attention_dim, &t->txt_norm, err));
+    for (int i = 0; i < c->num_layers; i++) {
+        QIE_TRY_GOTO(bind_stream(w, c, i, true, &t->blocks[i].img, err));
+        QIE_TRY_GOTO(bind_stream(w, c, i, false, &t->blocks[i].txt, err));
+    }
+    *out = t;
+    return QIE_OK;
+fail:
+    qie_transformer_close(t);
+    return st;
+}
+
+void qie_transformer_close(qie_transformer *t) {
+    if (t)
+        free(t->blocks);
+    free(t);
+}
+
+struct qie_denoiser {
+    qie_transformer *t;
+    int64_t n_target, n_image, n_text[2], max_text;
+    int n_passes, n_steps;
+    float *timesteps;
+    float *ref_in;    /* [n_reference, D]: references through img_in */
+    float *txt_in[2]; /* [n_text, D]: conditioning through txt_norm and txt_in */
+    float *cos[2], *sin[2]; /* [n_text + n_image, head_dim / 2] for each pass */
+    /* modulation of steps mod_first .. mod_first + mod_count - 1, and of t = 0 behind them:
+       per block [rows][6 D] for the image stream, then the text stream; norm_out [rows][2 D] */
+    int mod_first, mod_count, mod_rows;
+    float *mod, *mod_out, *temb;
+    float *x_img, *x_txt; /* residual streams, F32 */
+    qie_mat h, q, k, v;   /* [max_text + n_image, D]: text rows first; h is also attention's output */
+    qie_mat hidden;       /* [max(n_image, max_text), 4 D] */
+};
+
+/* temb = linear_2(silu(linear_1([cos, sin](1000 t f)))) for each t, then silu: the only form that is used. */
+static void time_embedding(const qie_denoiser *d, const qie_run *run, const float *times, int n,
+                           float *scratch) {
+    const qie_transformer *t = d->t;
+    int64_t dim = t->c.inner_dim;
+    float *e = scratch, *hidden = scratch + (int64_t)n * TIME_CHANNELS;
+    for (int r = 0; r < n; r++)
+        for (int i = 0; i < TIME_CHANNELS / 2; i++) {
+            float f = expf((float)-log(10000.0) * (float)i / (TIME_CHANNELS / 2));
+            float angle = 1000.0f * (times[r] * f);
+            e[r * TIME_CHANNELS + i] = cosf(angle);
+            e[r * TIME_CHANNELS + TIME_CHANNELS / 2 + i] = sinf(angle);
+        }
+    qie_run_linear(run, qie_mat_make(e, QIE_F32, n, TIME_CHANNELS), &t->time1, QIE_ACT_SILU,
+                   QIE_STORE_SET, qie_mat_make(hidden, QIE_F32, n, dim));
+    qie_run_linear(run, qie_mat_make(hidden, QIE_F32, n, dim), &t->time2, QIE_ACT_SILU, QIE_STORE_SET,
+                   qie_mat_make(d->temb, QIE_F32, n, dim));
+}
+
+/* Rows of the modulation table: `mod_count` steps from `first`, then t = 0 for zero_cond_t. */
+static qie_status modulate_steps(qie_denoiser *d, const qie_run *run, int first, qie_error *err) {
+    const qie_transformer *t = d->t;
+    int64_t dim = t->c.inner_dim;
+    int n = d->n_steps - first < QIE_MODULATION_STEPS ? d->n_steps - first : QIE_MODULATION_STEPS;
+    float times[QIE_MODULATION_STEPS + 1];
+    memcpy(times, d->timesteps + first, (size_t)n * sizeof *times);
+    times[n] = 0;
+    int rows = n + 1;
+    size_t mark = qie_arena_mark(run->arena);
+    void *scratch;
+    QIE_TRY(qie_run_alloc(run, sizeof(float) * (size_t)rows * (size_t)(TIME_CHANNELS + dim), &scratch,
+                          err));
+    time_embedding(d, run, times, rows, scratch);
+    qie_arena_release(run->arena, mark);
+    qie_mat temb = qie_mat_make(d->temb, QIE_F32, rows, dim);
+    for (int b = 0; b < t->c.num_layers; b++) {
+        QIE_TRY(qie_run_check(run, err));
+        float *at = d->mod + (int64_t)b * 2 * d->mod_rows * 6 * dim;
+        qie_run_linear(run, temb, &t->blocks[b].img.mod, QIE_ACT_NONE, QIE_STORE_SET,
+                       qie_mat_make(at, QIE_F32, rows, 6 * dim));
+        qie_run_linear(run, temb, &t->blocks[b].txt.mod, QIE_ACT_NONE, QIE_STORE_SET,
+                       qie_mat_make(at + (int64_t)d->mod_rows * 6 * dim, QIE_F32, rows, 6 * dim));
+    }
+    qie_run_linear(run, temb, &t->norm_out, QIE_ACT_NONE, QIE_STORE_SET,
+                   qie_mat_make(d->mod_out, QIE_F32, rows, 2 * dim));
+    d->mod_first = first;
+    d->mod_count = n;
+    return QIE_OK;
+}
+
+static qie_status alloc_f32(const qie_run *run, int64_t n, float **out, qie_error *err) {
+    void *p;
+    QIE_TRY(qie_run_alloc(run, sizeof(float) * (size_t)n, &p, err));
+    *out = p;
+    return QIE_OK;
+}
+
+static qie_status alloc_buffers(qie_denoiser *d, const qie_run *run, qie_error *err) {
+    const qie_transformer_config *c = &d->t->c;
+    int64_t dim = c->inner_dim, n = d->max_text + d->n_image, half = c->attention_head_dim / 2;
+    d->mod_rows = (d->n_steps < QIE_MODULATION_STEPS ? d->n_steps : QIE_MODULATION_STEPS) + 1;
+    QIE_TRY(alloc_f32(run, d->n_steps, &d->timesteps, err));
+    QIE_TRY(alloc_f32(run, (d->n_image - d->n_target) * dim, &d->ref_in, err));
+    for (int p = 0; p < d->n_passes; p++) {
+        QIE_TRY(alloc_f32(run, d->n_text[p] * dim, &d->txt_in[p], err));
+        QIE_TRY(alloc_f32(run, (d->n_text[p] + d->n_image) * half, &d->cos[p], err));
+        QIE_TRY(alloc_f32(run, (d->n_text[p] + d->n_image) * half, &d->sin[p], err));
+    }
+    QIE_TRY(alloc_f32(run, (int64_t)c->num_layers * 2 * d->mod_rows * 6 * dim, &d->mod, err));
+    QIE_TRY(alloc_f32(run, (int64_t)d->mod_rows * 2 * dim, &d->mod_out, err));
+    QIE_TRY(alloc_f32(run, (int64_t)d->mod_rows * dim, &d->temb, err));
+    QIE_TRY(alloc_f32(run, d->n_image * dim, &d->x_img, err));
+    QIE_TRY(alloc_f32(run, d->max_text * dim, &d->x_txt, err));
+    QIE_TRY(qie_run_mat(run, run->act, n, dim, &d->h, err));
+    QIE_TRY(qie_run_mat(run, run->act, n, dim, &d->q, err));
+    QIE_TRY(qie_run_mat(run, run->act, n, dim, &d->k, err));
+    QIE_TRY(qie_run_mat(run, run->act, n, dim, &d->v, err));
+    int64_t rows = d->n_image > d->max_text ? d->n_image : d->max_text;
+    return qie_run_mat(run, run->act, rows, 4 * dim, &d->hidden, err);
+}
+
+/* The input layers are 1/1000 of the arithmetic: they run in f32 whatever the precision. */
+static qie_status embed_inputs(qie_denoiser *d, const qie_run *run, const qie_denoiser_inputs *in,
+                               qie_error *err) {
+    const qie_transformer *t = d->t;
+    int64_t dim = t->c.inner_dim, joint = t->c.joint_attention_dim;
+    int64_t n_ref = d->n_image - d->n_target;
+    qie_mat refs = qie_mat_make((void *)(uintptr_t)in->image_latents, QIE_F32, n_ref, t->c.in_channels);
+    qie_run_linear(run, refs, &t->img_in, QIE_ACT_NONE, QIE_STORE_SET,
+                   qie_mat_make(d->ref_in, QIE_F32, n_ref, dim));
+    int64_t half = t->c.attention_head_dim / 2;
+    for (int p = 0; p < d->n_passes; p++) {
+        size_t mark = qie_arena_mark(run->arena);
+        qie_mat normed;
+        QIE_TRY(qie_run_mat(run, QIE_F32, d->n_text[p], joint, &normed, err));
+        qie_mat text =
+            qie_mat_make((void *)(uintptr_t)in->prompt_embeds[p], QIE_F32, d->n_text[p], joint);
+        run->compute->ops.rms_norm(run->compute, text, t->txt_norm, EPS, normed);
+        qie_run_linear(run, normed, &t->txt_in, QIE_ACT_NONE, QIE_STORE_SET,
+                       qie_mat_make(d->txt_in[p], QIE_F32, d->n_text[p], dim));
+        qie_arena_release(run->arena, mark);
+        qie_rope_text(&t->c, in->sizes, d->n_text[p], d->cos[p], d->sin[p]);
+        if (p == 0)
+            qie_rope_image(&t->c, in->sizes, d->cos[0] + d->n_text[0] * half,
+                           d->sin[0] + d->n_text[0] * half);
+        else {
+            size_t bytes = sizeof(float) * (size_t)(d->n_image * half);
+            memcpy(d->cos[p] + d->n_text[p] * half, d->cos[0] + d->n_text[0] * half, bytes);
+            memcpy(d->sin[p] + d->n_text[p] * half, d->sin[0] + d->n_text[0] * half, bytes);
+        }
+    }
+    return QIE_OK;
+}
+
+qie_status qie_denoiser_create(qie_transformer *t, const qie_run *run, const qie_denoiser_inputs *in,
+                               qie_denoiser **out, qie_error *err) {
+    *out = NULL;
+    void *p;
+    QIE_TRY(qie_run_alloc(run, sizeof(qie_denoiser), &p, err));
+    qie_denoiser *d = p;
+    memset(d, 0, sizeof *d);
+    d->t = t;
+    d->n_target = in->sizes->n_target;
+    d->n_image = in->sizes->n_target + in->sizes->n_reference;
+    d->n_passes = in->n_passes;
+    d->n_steps = in->n_steps;
+    for (int i = 0; i < in->n_passes; i++) {
+        d->n_text[i] = in->n_text[i];
+        if (in->n_text[i] > d->max_text)
+            d->max_text = in->n_text[i];
+    }
+    QIE_TRY(alloc_buffers(d, run, err));
+    memcpy(d->timesteps, in->timesteps, sizeof(float) * (size_t)in->n_steps);
+    QIE_TRY(embed_inputs(d, run, in, err));
+    d->mod_first = -1;
+    *out = d;
+    return QIE_OK;
+}
+
+/* Modulation vectors of one stream in one block for the current step. */
+typedef struct modulation {
+    const float *shift1, *scale1, *gate1, *shift2, *scale2, *gate2;
+} modulation;
+
+static modulation modulation_of(const qie_denoiser *d, int i_block, bool text, int row) {
+    int64_t dim = d->t->c.inner_dim;
+    const float *m = d->mod + (((int64_t)i_block * 2 + text) * d->mod_rows + row) * 6 * dim;
+    modulation r = {m, m + dim, m + 2 * dim, m + 3 * dim, m + 4 * dim, m + 5 * dim};
+    return r;
+}
+
+static void norm_modulate(const qie_run *run, qie_mat x, const float *shift0, const float *scale0,
+                          const float *shift1, const float *scale1, int64_t split, qie_mat dst) {
+    qie_layer_norm_args a = {.x = x, .scale = {scale0, scale1}, .shift = {shift0, shift1},
+                             .split = split, .eps = EPS, .dst = dst};
+    run->compute->ops.layer_norm(run->compute, &a);
+}
+
+/* q, k, v rows of one stream from its normed rows, QK norm and rotation included. */
+static void project_qkv(const qie_denoiser *d, const qie_run *run, const stream *s, int64_t from, int64_t n,
+                        int64_t n_query, const float *cos, const float *sin) {
+    const qie_transformer_config *c = &d->t->c;
+    int64_t half = c->attention_head_dim / 2;
+    qie_mat x = qie_mat_rows(d->h, from, n);
+    qie_mat q = qie_mat_rows(d->q, from, n_query), k = qie_mat_rows(d->k, from, n);
+    if (n_query)
+        qie_run_linear(run, qie_mat_rows(x, 0, n_query), &s->q, QIE_ACT_NONE, QIE_STORE_SET, q);
+    qie_run_linear(run, x, &s->k, QIE_ACT_NONE, QIE_STORE_SET, k);
+    qie_run_linear(run, x, &s->v, QIE_ACT_NONE, QIE_STORE_SET, qie_mat_rows(d->v, from, n));
+    qie_qk_norm_rope_args a = {.n_heads = c->num_attention_heads, .head_dim = c->attention_head_dim,
+                               .eps = EPS, .cos = cos + from * half, .sin = sin + from * half,
+                               .interleaved = true};
+    a.x = q;
+    a.norm = s->norm_q;
+    if (n_query)
+        run->compute->ops.qk_norm_rope(run->compute, &a);
+    a.x = k;
+    a.norm = s->norm_k;
+    run->compute->ops.qk_norm_rope(run->compute, &a);
+}
+
+static void feed_forward(const qie_denoiser *d, const qie_run *run, const stream *s, qie_mat x,
+                         const modulation *m0, const modulation *m1, int64_t split) {
+    qie_mat h = qie_mat_rows(d->h, 0, x.rows), up = qie_mat_rows(d->hidden, 0, x.rows);
+    norm_modulate(run, x, m0->shift2, m0->scale2, m1->shift2, m1->scale2, split, h);
+    qie_run_linear(run, h, &s->up, QIE_ACT_GELU_TANH, QIE_STORE_SET, up);
+    qie_run_linear_gated(run, up, &s->down, m0->gate2, m1->gate2, split, x);
+}
+
+/* One block. `last`: only target rows of the image stream matter from here on, so queries and the second half are
+ * computed for them alone. */
+static void run_block(const qie_denoiser *d, const qie_run *run, int i_block, int row, int pass,
+                      bool last) {
+    const qie_transformer_config *c = &d->t->c;
+    const block *b = &d->t->blocks[i_block];
+    int64_t n_text = d->n_text[pass], n = n_text + d->n_image;
+    int64_t img_rows = last ? d->n_target : d->n_image, txt_rows = last ? 0 : n_text;
+    modulation mi = modulation_of(d, i_block, false, row), mt = modulation_of(d, i_block, true, row);
+    modulation mr = c->zero_cond_t ? modulation_of(d, i_block, false, d->mod_count) : mi;
+    qie_mat xi = qie_mat_make(d->x_img, QIE_F32, d->n_image, c->inner_dim);
+    qie_mat xt = qie_mat_make(d->x_txt, QIE_F32, n_text, c->inner_dim);
+    norm_modulate(run, xi, mi.shift1, mi.scale1, mr.shift1, mr.scale1, d->n_target,
+                  qie_mat_rows(d->h, n_text, d->n_image));
+    norm_modulate(run, xt, mt.shift1, mt.scale1, mt.shift1, mt.scale1, n_text,
+                  qie_mat_rows(d->h, 0, n_text));
+    project_qkv(d, run, &b->img, n_text, d->n_image, img_rows, d->cos[pass], d->sin[pass]);
+    project_qkv(d, run, &b->txt, 0, n_text, txt_rows, d->cos[pass], d->sin[pass]);
+    int64_t q_from = n_text - txt_rows;
+    qie_attention_args a = {.q = qie_mat_rows(d->q, q_from, txt_rows + img_rows),
+                            .k = qie_mat_rows(d->k, 0, n),
+                            .v = qie_mat_rows(d->v, 0, n),
+                            .n_heads = c->num_attention_heads,
+                            .n_kv_heads = c->num_attention_heads,
+                            .head_dim = c->attention_head_dim,
+                            .scale = 1.0f / sqrtf((float)c->attention_head_dim),
+                            .dst = qie_mat_rows(d->h, q_from, txt_rows + img_rows)};
+    run->compute->ops.attention(run->compute, &a);
+    xi = qie_mat_rows(xi, 0, img_rows);
+    qie_run_linear_gated(run, qie_mat_rows(d->h, n_text, img_rows), &b->img.out, mi.gate1, mr.gate1,
+                         d->n_target, xi);
+    if (!last)
+        qie_run_linear_gated(run, qie_mat_rows(d->h, 0, n_text), &b->txt.out, mt.gate1, mt.gate1, n_text,
+                             xt);
+    feed_forward(d, run, &b->img, xi, &mi, &mr, d->n_target);
+    if (!last)
+        feed_forward(d, run, &b->txt, xt, &mt, &mt, n_text);
+}
+
+static void observe_block(const qie_denoiser *d, const qie_run *run, int i_block, int pass) {
+    int64_t dim = d->t->c.inner_dim;
+    char name[64];
+    snprintf(name, sizeof name, "block.%d.img", i_block);
+    int64_t img[3] = {1, d->n_image, dim}, txt[3] = {1, d->n_text[pass], dim};
+    qie_observe_f32(run->observer, name, d->x_img, 3, img);
+    snprintf(name, sizeof name, "block.%d.txt", i_block);
+    qie_observe_f32(run->observer, name, d->x_txt, 3, txt);
+}
+
+/* Is the last block's whole output asked for by a dump? Then it is computed in full. */
+static bool wants_last(const qie_denoiser *d, const qie_run *run) {
+    char a[64], b[64];
+    snprintf(a, sizeof a, "block.%d.img", d->t->c.num_layers - 1);
+    snprintf(b, sizeof b, "block.%d.txt", d->t->c.num_layers - 1);
+    return qie_observer_wants(run->observer, a) || qie_observer_wants(run->observer, b);
+}
+
+qie_status qie_denoiser_forward(qie_denoiser *d, const qie_run *run, int i_step, int i_pass,
+                                const float *latents, float *velocity, qie_error *err) {
+    const qie_transformer *t = d->t;
+    int64_t dim = t->c.inner_dim;
+    if (d->mod_first < 0 || i_step < d->mod_first || i_step >= d->mod_first + d->mod_count)
+        QIE_TRY(modulate_steps(d, run, i_step, err));
+    int row = i_step - d->mod_first;
+    qie_mat x = qie_mat_make((void *)(uintptr_t)latents, QIE_F32, d->n_target, t->c.in_channels);
+    qie_run_linear(run, x, &t->img_in, QIE_ACT_NONE, QIE_STORE_SET,
+                   qie_mat_make(d->x_img, QIE_F32, d->n_target, dim));
+    memcpy(d->x_img + d->n_target * dim, d->ref_in,
+           sizeof(float) * (size_t)((d->n_image - d->n_target) * dim));
+    memcpy(d->x_txt, d->txt_in[i_pass], sizeof(float) * (size_t)(d->n_text[i_pass] * dim));
+    bool observing = run->observer && i_step == 0 && i_pass == 0, whole = observing && wants_last(d, run);
+    for (int b = 0; b < t->c.num_layers; b++) {
+        QIE_TRY(qie_run_check(run, err));
+        run_block(d, run, b, row, i_pass, b == t->c.num_layers - 1 && !whole);
+        if (observing)
+            observe_block(d, run, b, i_pass);
+    }
+    const float *m = d->mod_out + (int64_t)row * 2 * dim; /* scale, then shift: unlike the blocks */
+    /* the output layer in f32: 64 columns; d->hidden is free and large enough (4 D of at least 2 bytes) */
+    qie_mat normed = qie_mat_make(d->hidden.data, QIE_F32, d->n_target, dim);
+    norm_modulate(run, qie_mat_make(d->x_img, QIE_F32, d->n_target, dim), m + dim, m, m + dim, m,
+                  d->n_target, normed);
+    qie_run_linear(run, normed, &t->proj_out, QIE_ACT_NONE, QIE_STORE_SET,
+                   qie_mat_make(velocity, QIE_F32, d->n_target, t->proj_out.w.n));
+    return QIE_OK;
+}
+
+qie_status qie_denoiser_probe(qie_denoiser *d, const qie_run *run, double *seconds_per_block,
+                              qie_error *err) {
+    if (d->mod_first < 0) { /* any numbers do: time does not depend on them */
+        memset(d->mod, 0, sizeof(float) * (size_t)(2 * d->mod_rows * 6 * d->t->c.inner_dim));
+        d->mod_count = d->mod_rows - 1;
+    }
+    memset(d->x_img, 0, sizeof(float) * (size_t)(d->n_image * d->t->c.inner_dim));
+    memset(d->x_txt, 0, sizeof(float) * (size_t)(d->max_text * d->t->c.inner_dim));
+    double best = INFINITY;
+    for (int i = 0; i < 2; i++) { /* the first one reads the weights from disk */
+        QIE_TRY(qie_run_check(run, err));
+        double t0 = qie_now_s();
+        run_block(d, run, 0, 0, 0, false);
+        double s = qie_now_s() - t0;
+        best = s < best ? s : best;
+        if (best > 5)
+            break;
+    }
+    *seconds_per_block = best;
+    return QIE_OK;
+}
