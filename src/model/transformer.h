@@ -8,6 +8,7 @@
 
 #include "model/run.h"
 #include "plan/config.h"
+#include "plan/memory.h"
 #include "plan/sizes.h"
 
 typedef struct qie_transformer qie_transformer;
@@ -39,7 +40,7 @@ qie_status qie_denoiser_forward(qie_denoiser *d, const qie_run *run, int i_step,
                                 const float *latents, float *velocity, qie_error *err);
 
 /* Steps whose modulation is kept at once: bounds the table for any number of steps. */
-#define QIE_MODULATION_STEPS 48
+#define QIE_MODULATION_STEPS QIE_PLAN_MODULATION_STEPS
 
 /* Time of one block of this size, in seconds: the probe behind an estimate. Needs the same memory as an edit. */
 qie_status qie_denoiser_probe(qie_denoiser *d, const qie_run *run, double *seconds_per_block,
