@@ -230,36 +230,59 @@ static bool note_missing(void *arg, const char *path) {
     return true;
 }
 
-qie_status qie_cache_find(const char *cache, const char *repo, const char *revision, char **dir,
-                          qie_error *err) {
-    char *own = NULL, commit[41];
+bool qie_hub_is_repo(const char *name) {
+    return strchr(name, '/') && qie_hub_repo_is_valid(name);
+}
+
+qie_status qie_hub_find_snapshot(const char *repo, const char *revision, char **dir, qie_error *err) {
+    char *cache = NULL, *repo_dir = NULL, commit[41];
     *dir = NULL;
-    if (!cache) {
-        QIE_TRY(qie_cache_dir(&own, NULL, err));
-        cache = own;
-    }
-    char *repo_dir = NULL;
+    QIE_TRY(qie_cache_dir(&cache, NULL, err));
     qie_status st = qie_cache_repo_dir(cache, repo, &repo_dir, err);
     if (st == QIE_OK)
         st = qie_cache_commit(cache, repo, revision, commit, err);
-    if (st == QIE_OK) {
-        first_missing f = {0};
-        if (asprintf(dir, "%s/snapshots/%s", repo_dir, commit) < 0) {
-            *dir = NULL;
-            st = qie_fail(err, QIE_E_NO_MEMORY, NULL, "out of memory");
-        } else if (qie_model_missing(*dir, note_missing, &f)) {
-            st = qie_fail(err, QIE_E_NOT_FOUND, "model",
-                          "the copy of %s in '%s' is not complete: %d file%s missing (%s%s): type "
-                          "qwen-edit pull %s%s%s",
-                          repo, cache, f.n, f.n == 1 ? " is" : "s are", f.names, f.n > 3 ? ", ..." : "",
-                          repo, revision ? " --revision " : "", revision ? revision : "");
-            free(*dir);
-            *dir = NULL;
-        }
+    if (st == QIE_OK && asprintf(dir, "%s/snapshots/%s", repo_dir, commit) < 0) {
+        *dir = NULL;
+        st = qie_fail(err, QIE_E_NO_MEMORY, NULL, "out of memory");
+    }
+    if (st == QIE_OK && !qie_dir_exists(*dir)) {
+        free(*dir);
+        *dir = NULL;
+        st = qie_fail(err, QIE_E_NOT_FOUND, "model",
+                      "no file of %s is in the cache '%s' yet: type qwen-edit pull %s", repo, cache, repo);
     }
     free(repo_dir);
-    free(own);
+    free(cache);
     return st;
+}
+
+bool qie_cache_repo_of(const char *dir, char *repo, size_t cap) {
+    const char *s = strstr(dir, "/snapshots/"), *p = s;
+    while (p && p > dir && p[-1] != '/')
+        p--;
+    if (!p || strncmp(p, "models--", 8))
+        return false;
+    p += 8;
+    int n = snprintf(repo, cap, "%.*s", (int)(s - p), p);
+    char *sep = strstr(repo, "--");
+    if (n < 0 || (size_t)n >= cap)
+        return false;
+    if (sep) {
+        *sep = '/';
+        memmove(sep + 1, sep + 2, strlen(sep + 2) + 1);
+    }
+    return qie_hub_repo_is_valid(repo);
+}
+
+qie_status qie_hub_check_complete(const char *dir, qie_error *err) {
+    first_missing f = {0};
+    char repo[128];
+    if (!qie_model_missing(dir, note_missing, &f))
+        return QIE_OK;
+    bool cached = qie_cache_repo_of(dir, repo, sizeof repo);
+    return qie_fail(err, QIE_E_NOT_FOUND, "model", "'%s' is not complete, %d file%s missing (%s%s): type %s%s%s",
+                    dir, f.n, f.n == 1 ? " is" : "s are", f.names, f.n > 3 ? ", ..." : "",
+                    "qwen-edit pull ", cached ? repo : "REPO --local-dir ", cached ? "" : dir);
 }
 
 /* ------------------------------------------------------------------ locks */

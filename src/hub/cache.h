@@ -31,17 +31,23 @@ qie_status qie_cache_repo_dir(const char *cache, const char *repo, char **out, q
 qie_status qie_cache_commit(const char *cache, const char *repo, const char *revision, char commit[41],
                             qie_error *err);
 
-/* Folder of a snapshot that has all it needs to be opened (new string). cache NULL: the one in force; revision
- * NULL: main, and for a repository never pulled under that name any snapshot that is complete.
- * Errors: QIE_E_NOT_FOUND with the command that fetches it (names what is missing if the snapshot is partial). */
-qie_status qie_cache_find(const char *cache, const char *repo, const char *revision, char **dir,
-                          qie_error *err);
+/* True for "OWNER/NAME". */
+bool qie_hub_is_repo(const char *name);
+/* Folder of the snapshot of a revision (NULL: main) in the cache in force, complete or not (new string).
+ * Errors: QIE_E_NOT_FOUND with the command that fetches it. */
+qie_status qie_hub_find_snapshot(const char *repo, const char *revision, char **dir, qie_error *err);
+/* QIE_OK when the model folder has all files that it needs to be opened; else QIE_E_NOT_FOUND with their names
+ * and the command that fetches them. */
+qie_status qie_hub_check_complete(const char *dir, qie_error *err);
 
 /* Called for each file that the folder lacks; return false to stop. */
 typedef bool (*qie_missing_fn)(void *arg, const char *path);
 /* Files that the folder's own index files name (model_index.json, *.index.json, configs) and that are not
  * there. Returns how many. `dir` need not exist. */
 size_t qie_model_missing(const char *dir, qie_missing_fn fn, void *arg);
+
+/* "owner/name" of a path inside the cache's layout; false for any other path. */
+bool qie_cache_repo_of(const char *dir, char *repo, size_t cap);
 
 /* ---- what the cache holds */
 
