@@ -17,7 +17,7 @@
 
 typedef struct qie_tensor {
     const char *name; /* as in the file */
-    qie_dtype dtype;
+    qie_dtype dtype;  /* QIE_DTYPE_COUNT: a type we do not read; only qie_weights_need refuses it */
     int n_dims;
     int64_t shape[QIE_MAX_DIMS];
     const void *data; /* little-endian, row-major; aligned to no more than the file gives */
