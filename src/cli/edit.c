@@ -1,0 +1,257 @@
+/* The command edit: one edit, or a batch with one loading of the model. */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
+
+#include "base/error.h"
+#include "base/log.h"
+#include "base/parallel.h"
+#include "cli/commands.h"
+#include "cli/interrupt.h"
+#include "cli/job.h"
+#include "cli/model_choice.h"
+#include "cli/ui.h"
+
+/* A line holds a prompt of at most 32,000 characters and paths. */
+#define LINE_MAX_BYTES (1u << 20)
+
+static void explain_environment(void) {
+    static const char *const names[] = {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"};
+    for (size_t i = 0; i < 2; i++)
+        if (getenv(names[i]))
+            qie_log(QIE_LOG_INFO, "cli",
+                    "%s is not needed: the memory of an edit is planned before its first step and "
+                    "cannot fragment",
+                    names[i]);
+}
+
+static qie_status prepare_process(const cli_values *v, qie_error *err) {
+    if (cli_on(v, OPT_VERBOSE) && !getenv("QIE_LOG"))
+        setenv("QIE_LOG", "info", 1);
+    explain_environment();
+    QIE_FAIL_IF(!strcmp(cli_text(v, OPT_DEVICE, "auto"), "cuda"), QIE_E_UNAVAILABLE, err,
+                "--device",
+                "--device: this build has no GPU back end; compute on the CPU with --device cpu "
+                "--max-side 512 -s 10");
+    if (cli_is_set(v, OPT_NICE) && setpriority(PRIO_PROCESS, 0, (int)cli_number(v, OPT_NICE, 0)))
+        cli_warn("the priority stays as it was: %s", strerror(errno));
+    cli_interrupt_install();
+    return QIE_OK;
+}
+
+static qie_engine_options engine_options(const cli_values *v, const char *model) {
+    qie_engine_options o = qie_engine_options_default();
+    const char *precision = cli_text(v, OPT_PRECISION, "auto");
+    int half = qie_cpu_count() / 2;
+    o.model = model;
+    o.precision = !strcmp(precision, "f32")    ? QIE_PRECISION_F32
+                  : !strcmp(precision, "bf16") ? QIE_PRECISION_BF16
+                                               : QIE_PRECISION_AUTO;
+    o.n_threads = (int)cli_number(v, OPT_THREADS, half > 1 ? half : 1);
+    o.backend = cli_text(v, OPT_BACKEND, NULL);
+    o.memory_limit_bytes = (int64_t)(cli_number(v, OPT_MEMORY_LIMIT, 0) * 1073741824.0);
+    return o;
+}
+
+static bool speaks_chinese(void) {
+    static const char *const names[] = {"LC_ALL", "LC_MESSAGES", "LANG"};
+    for (size_t i = 0; i < 3; i++) {
+        const char *value = getenv(names[i]);
+        if (value && *value)
+            return !strncmp(value, "zh", 2);
+    }
+    return false;
+}
+
+static void introduce(const qie_engine *engine) {
+    qie_engine_info info;
+    qie_engine_get_info(engine, &info);
+    const char *about = speaks_chinese() && info.about_zh ? info.about_zh : info.about_en;
+    if (info.is_demo)
+        cli_note("no model named: this is the built-in demo model; --model or QWEN_EDIT_2511_DIR "
+                 "names another");
+    if (about)
+        cli_note("%s", about);
+    qie_log(QIE_LOG_INFO, "cli", "model '%s': %.3g parameters, %.2f GiB, %s, %s, %s, %d threads",
+            info.model, (double)info.n_parameters, (double)info.weights_bytes / 1073741824.0,
+            info.precision, info.backend, info.cpu_level, info.n_threads);
+}
+
+static qie_status open_engine(const cli_values *v, qie_engine **engine, qie_error *err) {
+    char *model = NULL;
+    *engine = NULL;
+    QIE_TRY(cli_choose_model(v, &model, err));
+    qie_engine_options options = engine_options(v, model);
+    qie_status st = qie_engine_open(&options, engine, err);
+    if (st == QIE_OK) {
+        cli_interrupt_set_engine(*engine);
+        introduce(*engine);
+    }
+    free(model);
+    return st;
+}
+
+static void print_json(qie_json *o) {
+    char *text = o ? qie_json_text(o, 0) : NULL;
+    if (text)
+        puts(text);
+    fflush(stdout);
+    free(text);
+}
+
+static qie_status run_request(qie_engine *engine, const cli_values *v, cli_request *r,
+                              qie_json **result, qie_error *err) {
+    bool text = !cli_on(v, OPT_JSON);
+    cli_request_choose_seed(r);
+    return cli_on(v, OPT_DRY_RUN) ? cli_job_plan(engine, r, text, result, err)
+                                  : cli_job_run(engine, r, text, result, err);
+}
+
+/* Everything that can be wrong with the request is found before the model is opened. */
+static qie_status run_single(cli_values *v, qie_engine **engine, qie_error *err) {
+    cli_request request;
+    qie_json *result = NULL;
+    QIE_TRY(cli_read_prompt_file(v, err));
+    QIE_TRY(cli_request_read(v, &request, err));
+    QIE_TRY(cli_request_check_outputs(&request, err));
+    qie_status st = cli_request_load(&request, err);
+    if (st == QIE_OK)
+        st = open_engine(v, engine, err);
+    if (st == QIE_OK)
+        st = run_request(*engine, v, &request, &result, err);
+    if (st == QIE_OK && cli_on(v, OPT_JSON))
+        print_json(result);
+    qie_json_free(result);
+    cli_request_release(&request);
+    return st;
+}
+
+/* ---------------------------------------------------------------- batch */
+
+static qie_status run_line(const cli_values *base, qie_engine *engine, const char *text, size_t n,
+                           qie_json **result, qie_error *err) {
+    cli_values v = {.parent = base};
+    cli_request request = {0};
+    qie_json *object = NULL;
+    qie_status st;
+    QIE_TRY(qie_json_parse(text, n, "the line", &object, err));
+    QIE_TRY_GOTO(cli_parse_fields(&v, object, err));
+    QIE_TRY_GOTO(cli_request_read(&v, &request, err));
+    QIE_TRY_GOTO(cli_request_check_outputs(&request, err));
+    QIE_TRY_GOTO(cli_request_load(&request, err));
+    QIE_TRY_GOTO(run_request(engine, &v, &request, result, err));
+fail:
+    cli_request_release(&request);
+    cli_values_release(&v);
+    qie_json_free(object);
+    return st;
+}
+
+/* {"line": n, ...result} or {"line": n, "error": {...}} */
+static void tell_line(int line, qie_json *result, const qie_error *error) {
+    qie_json *o = result ? result : qie_json_new_object();
+    qie_json_put(o, "line", qie_json_new_int(line));
+    if (!result)
+        qie_json_put(o, "error", cli_error_json(error));
+    print_json(o);
+    if (!result)
+        qie_json_free(o);
+}
+
+typedef struct batch {
+    FILE *file;
+    int line, n_done, n_failed;
+    qie_status first_failure;
+} batch;
+
+static void finish_line(batch *b, bool json, qie_status st, qie_json *result,
+                        const qie_error *error) {
+    b->n_done += st == QIE_OK;
+    b->n_failed += st != QIE_OK;
+    if (st != QIE_OK && b->first_failure == QIE_OK)
+        b->first_failure = st;
+    if (st != QIE_OK)
+        cli_report(error);
+    if (json)
+        tell_line(b->line, result, error);
+}
+
+static qie_status run_lines(const cli_values *v, qie_engine *engine, batch *b, qie_error *err) {
+    char *text = NULL;
+    size_t cap = 0;
+    ssize_t n;
+    qie_status st = QIE_OK;
+    while (!cli_interrupted() && (n = getline(&text, &cap, b->file)) >= 0) {
+        b->line++;
+        if (text[strspn(text, " \t\r\n")] == 0)
+            continue;
+        cli_ui_set_line(b->line);
+        qie_json *result = NULL;
+        qie_error line_error = {0};
+        qie_status line_st = (size_t)n > LINE_MAX_BYTES
+                                 ? qie_fail(&line_error, QIE_E_TOO_LARGE, "line",
+                                            "the line has %zd bytes, the limit "
+                                            "is %u",
+                                            n, LINE_MAX_BYTES)
+                                 : run_line(v, engine, text, (size_t)n, &result, &line_error);
+        finish_line(b, cli_on(v, OPT_JSON), line_st, result, &line_error);
+        qie_json_free(result);
+        cli_ui_set_line(0);
+    }
+    free(text);
+    if (cli_interrupted())
+        st = qie_fail(err, QIE_E_CANCELLED, NULL, "interrupted in line %d", b->line);
+    else if (ferror(b->file))
+        st = qie_fail(err, QIE_E_IO, "--batch", "cannot read the batch file: %s", strerror(errno));
+    return st;
+}
+
+static qie_status check_batch_flags(const cli_values *v, qie_error *err) {
+    QIE_FAIL_IF(cli_get(v, OPT_OUTPUT)->source == FROM_FLAG, QIE_E_USAGE, err, "--output",
+                "--output has no place beside --batch: each line names its own output_path");
+    QIE_FAIL_IF(cli_get(v, OPT_PREVIEW)->source == FROM_FLAG, QIE_E_USAGE, err, "--preview",
+                "--preview has no place beside --batch: a line may name its own preview");
+    return QIE_OK;
+}
+
+static qie_status run_batch(cli_values *v, qie_engine **engine, qie_error *err) {
+    const char *path = cli_text(v, OPT_BATCH, NULL);
+    QIE_TRY(check_batch_flags(v, err));
+    QIE_TRY(cli_read_prompt_file(v, err));
+    batch b = {.file = strcmp(path, "-") ? fopen(path, "re") : stdin};
+    QIE_FAIL_IF(!b.file, errno == ENOENT ? QIE_E_NOT_FOUND : QIE_E_IO, err, "--batch",
+                "cannot open '%s': %s", path, strerror(errno));
+    qie_status st = open_engine(v, engine, err);
+    if (st == QIE_OK)
+        st = run_lines(v, *engine, &b, err);
+    if (b.file != stdin)
+        fclose(b.file);
+    if (b.n_done + b.n_failed == 0 && st == QIE_OK)
+        return qie_fail(err, QIE_E_INVALID, "--batch", "'%s' holds no line with an edit", path);
+    cli_note("%d edit%s done, %d failed", b.n_done, b.n_done == 1 ? "" : "s", b.n_failed);
+    if (st == QIE_OK && b.first_failure != QIE_OK) {
+        /* Reported with its line already: only the exit code is left to tell. */
+        qie_error_clear(err);
+        return b.first_failure;
+    }
+    return st;
+}
+
+qie_status cli_run_edit(cli_values *values, qie_error *err) {
+    qie_engine *engine = NULL;
+    qie_status st;
+    QIE_FAIL_IF(
+        values->n_args > 0, QIE_E_USAGE, err, "arguments",
+        "unexpected argument '%s': pictures are given with -i, the instruction with -p, quoted",
+        values->args[0]);
+    st = prepare_process(values, err);
+    if (st == QIE_OK)
+        st = cli_is_set(values, OPT_BATCH) ? run_batch(values, &engine, err)
+                                           : run_single(values, &engine, err);
+    cli_progress_end();
+    cli_interrupt_set_engine(NULL);
+    qie_engine_close(engine);
+    return st;
+}

@@ -1,0 +1,323 @@
+#define _GNU_SOURCE
+#include "cli/job.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/error.h"
+#include "base/fs.h"
+#include "base/log.h"
+#include "cli/interrupt.h"
+#include "cli/ui.h"
+
+/* Side of a preview: enough to see whether the edit goes the right way. */
+#define PREVIEW_PX 512
+#define GIB 1073741824.0
+
+/* ---------------------------------------------------------------- the plan in words */
+
+static void print_plan(const qie_engine_info *info, const cli_request *r, const qie_edit_plan *p) {
+    char time[32];
+    printf("model      %s (%s, %s, %s, %d thread%s)\n", info->model_name, info->precision,
+           info->backend, info->cpu_level, info->n_threads, info->n_threads == 1 ? "" : "s");
+    printf("result     %dx%d", p->width, p->height);
+    if (p->output_width != p->width || p->output_height != p->height)
+        printf(", written as %dx%d", p->output_width, p->output_height);
+    if (r->options.num_images > 1)
+        printf(", %d times", r->options.num_images);
+    printf("\n");
+    for (int i = 0; i < p->n_images; i++)
+        printf("picture %-2d %dx%d; to the vision tower %dx%d (%d tokens), to the VAE %dx%d (%d "
+               "tokens)\n",
+               i + 1, p->images[i].width, p->images[i].height, p->images[i].cond_width,
+               p->images[i].cond_height, p->images[i].n_vision_tokens, p->images[i].vae_width,
+               p->images[i].vae_height, p->images[i].n_latent_tokens);
+    printf("tokens     %d of the instruction, %d of the negative prompt, %d of the result, %d of "
+           "the references\n",
+           p->n_prompt_tokens, p->n_negative_tokens, p->n_target_tokens, p->n_reference_tokens);
+    printf("steps      %d, %s\n", p->num_inference_steps,
+           p->cfg ? "each computed twice (guidance is on)"
+                  : "each computed once (guidance is off)");
+    printf(
+        "memory     %.2f GiB working, %.2f GiB free; %.2f GiB of weights stay in their files%s\n",
+        (double)p->working_bytes / GIB, (double)p->available_bytes / GIB,
+        (double)p->weights_bytes / GIB, p->vae_tiled ? "; the VAE works in tiles" : "");
+    printf("work       %.3g floating-point operations\n", p->flops);
+    if (p->seconds_estimate >= 0)
+        printf("time       about %s\n", cli_duration(p->seconds_estimate, time, sizeof time));
+}
+
+static qie_json *size_json(int width, int height) {
+    qie_json *a = qie_json_new_array();
+    qie_json_push(a, qie_json_new_int(width));
+    qie_json_push(a, qie_json_new_int(height));
+    return a;
+}
+
+static qie_json *warnings_json(const qie_edit_plan *p) {
+    qie_json *a = qie_json_new_array();
+    for (int i = 0; i < p->n_warnings; i++)
+        qie_json_push(a, qie_json_new_string(p->warnings[i]));
+    return a;
+}
+
+static qie_json *plan_json(const qie_edit_plan *p) {
+    qie_json *o = qie_json_new_object(), *images = qie_json_new_array();
+    qie_json_put(o, "width", qie_json_new_int(p->width));
+    qie_json_put(o, "height", qie_json_new_int(p->height));
+    qie_json_put(o, "output_width", qie_json_new_int(p->output_width));
+    qie_json_put(o, "output_height", qie_json_new_int(p->output_height));
+    for (int i = 0; i < p->n_images; i++) {
+        qie_json *image = qie_json_new_object();
+        qie_json_put(image, "size", size_json(p->images[i].width, p->images[i].height));
+        qie_json_put(image, "vision_size",
+                     size_json(p->images[i].cond_width, p->images[i].cond_height));
+        qie_json_put(image, "vae_size", size_json(p->images[i].vae_width, p->images[i].vae_height));
+        qie_json_put(image, "vision_tokens", qie_json_new_int(p->images[i].n_vision_tokens));
+        qie_json_put(image, "latent_tokens", qie_json_new_int(p->images[i].n_latent_tokens));
+        qie_json_push(images, image);
+    }
+    qie_json_put(o, "images", images);
+    qie_json_put(o, "prompt_tokens", qie_json_new_int(p->n_prompt_tokens));
+    qie_json_put(o, "negative_prompt_tokens", qie_json_new_int(p->n_negative_tokens));
+    qie_json_put(o, "target_tokens", qie_json_new_int(p->n_target_tokens));
+    qie_json_put(o, "reference_tokens", qie_json_new_int(p->n_reference_tokens));
+    qie_json_put(o, "num_inference_steps", qie_json_new_int(p->num_inference_steps));
+    qie_json_put(o, "true_cfg_scale", qie_json_new_double(p->true_cfg_scale));
+    qie_json_put(o, "cfg", qie_json_new_bool(p->cfg));
+    qie_json_put(o, "vae_tiled", qie_json_new_bool(p->vae_tiled));
+    qie_json_put(o, "working_bytes", qie_json_new_int(p->working_bytes));
+    qie_json_put(o, "weights_bytes", qie_json_new_int(p->weights_bytes));
+    qie_json_put(o, "available_bytes", qie_json_new_int(p->available_bytes));
+    qie_json_put(o, "flops", qie_json_new_double(p->flops));
+    qie_json_put(o, "seconds_estimate",
+                 p->seconds_estimate >= 0 ? qie_json_new_double(p->seconds_estimate)
+                                          : qie_json_new_null());
+    qie_json_put(o, "warnings", warnings_json(p));
+    return o;
+}
+
+static void tell_warnings(const qie_edit_plan *plan) {
+    for (int i = 0; i < plan->n_warnings; i++)
+        cli_warn("%s", plan->warnings[i]);
+}
+
+qie_status cli_job_plan(qie_engine *engine, const cli_request *request, bool text,
+                        qie_json **result, qie_error *err) {
+    qie_edit_plan plan;
+    qie_engine_info info;
+    *result = NULL;
+    QIE_TRY(qie_engine_plan(engine, &request->options, true, &plan, err));
+    qie_engine_get_info(engine, &info);
+    tell_warnings(&plan);
+    if (text)
+        print_plan(&info, request, &plan);
+    *result = plan_json(&plan);
+    qie_json_put(*result, "model", qie_json_new_string(info.model_name));
+    qie_json_put(*result, "precision", qie_json_new_string(info.precision));
+    return QIE_OK;
+}
+
+/* ---------------------------------------------------------------- computing */
+
+typedef struct watcher {
+    const cli_request *request;
+    bool preview_failed; /* said once */
+} watcher;
+
+static qie_status write_picture(const char *path, const qie_image *image, qie_image_format format,
+                                int quality, const char *parameters, qie_error *err) {
+    qie_image_encode_options o = qie_image_encode_options_default();
+    o.format = format;
+    o.parameters = parameters;
+    if (quality)
+        o.quality = quality;
+    uint8_t *bytes = NULL;
+    size_t n;
+    QIE_TRY(qie_image_encode(image, &o, &bytes, &n, err));
+    qie_status st = qie_file_write_atomic(path, bytes, n, err);
+    free(bytes);
+    return st;
+}
+
+static void on_progress(void *arg, const qie_progress *progress) {
+    watcher *w = arg;
+    cli_progress(progress);
+    if (!progress->preview || !w->request->preview || cli_interrupted())
+        return;
+    qie_error e;
+    if (write_picture(w->request->preview, progress->preview, w->request->preview_format, 0, NULL,
+                      &e) != QIE_OK &&
+        !w->preview_failed && !cli_interrupted()) {
+        w->preview_failed = true; /* a preview is no reason to lose the edit */
+        cli_warn("preview: %s", e.message);
+    }
+}
+
+static void announce(qie_engine *engine, const cli_request *r, const qie_edit_plan *p) {
+    qie_engine_info info;
+    qie_engine_get_info(engine, &info);
+    char size[64] = "", scale[96];
+    if (p->output_width != p->width || p->output_height != p->height)
+        snprintf(size, sizeof size, " (written as %dx%d)", p->output_width, p->output_height);
+    if (p->cfg)
+        snprintf(scale, sizeof scale, "true CFG %g (two passes a step)", p->true_cfg_scale);
+    else
+        snprintf(scale, sizeof scale, "no CFG");
+    cli_note("%s, %s, %s; %dx%d%s, %d steps, %s, seed %llu", info.model_name, info.precision,
+             info.cpu_level, p->width, p->height, size, p->num_inference_steps, scale,
+             (unsigned long long)r->options.seed);
+    /* https://huggingface.co/Qwen/Qwen-Image-Edit-2511: guidance_embeds is false in its config. */
+    if (r->options.guidance_scale < 1 || r->options.guidance_scale > 1)
+        cli_warn("guidance_scale %g has no effect: this model is not distilled for guidance "
+                 "(true_cfg_scale is "
+                 "what steers it)",
+                 r->options.guidance_scale);
+    tell_warnings(p);
+}
+
+typedef struct encoded {
+    char *path;
+    uint8_t *bytes;
+    size_t n;
+} encoded;
+
+static void encoded_release(encoded *list, size_t n) {
+    for (size_t i = 0; i < n; i++) {
+        free(list[i].path);
+        free(list[i].bytes);
+    }
+}
+
+/* All pictures are encoded before the first is written: a failure leaves as little behind as
+ * possible. */
+static qie_status encode_all(const qie_engine *engine, const cli_request *r,
+                             const qie_edit_result *out, encoded *list, qie_error *err) {
+    for (size_t i = 0; i < out->n_images; i++) {
+        qie_image_encode_options o = qie_image_encode_options_default();
+        char *parameters =
+            r->metadata ? qie_edit_parameters_json(engine, &r->options, out, i) : NULL;
+        o.format = r->format;
+        o.parameters = parameters;
+        if (r->quality)
+            o.quality = r->quality;
+        list[i].path = cli_output_path(r->output, (int)i, (int)out->n_images);
+        qie_status st = !list[i].path || (r->metadata && !parameters)
+                            ? qie_fail(err, QIE_E_NO_MEMORY, NULL, "out of memory")
+                            : qie_image_encode(out->images[i], &o, &list[i].bytes, &list[i].n, err);
+        free(parameters);
+        QIE_TRY(st);
+    }
+    return QIE_OK;
+}
+
+static bool is_constant(const qie_image *image) {
+    const uint8_t *p = qie_image_pixels_const(image);
+    size_t n = (size_t)qie_image_width(image) * (size_t)qie_image_height(image);
+    for (size_t i = 1; i < n; i++)
+        if (memcmp(p, p + 3 * i, 3) != 0)
+            return false;
+    return true;
+}
+
+static qie_json *timings_json(const qie_edit_result *out) {
+    qie_json *t = qie_json_new_object();
+    qie_json_put(t, "encode_s", qie_json_new_double(out->encode_s));
+    qie_json_put(t, "denoise_s", qie_json_new_double(out->denoise_s));
+    qie_json_put(t, "decode_s", qie_json_new_double(out->decode_s));
+    qie_json_put(t, "total_s", qie_json_new_double(out->total_s));
+    return t;
+}
+
+static qie_json *path_json(const char *path) {
+    qie_json *s = qie_json_new_string(path);
+    return s ? s : qie_json_new_null(); /* a file name that is not UTF-8 */
+}
+
+static qie_json *result_json(const qie_engine *engine, const qie_edit_result *out,
+                             const encoded *list) {
+    qie_engine_info info;
+    qie_engine_get_info(engine, &info);
+    qie_json *o = qie_json_new_object();
+    qie_json_put(o, "output_path", path_json(list[out->n_images - 1].path));
+    if (out->n_images > 1) {
+        qie_json *images = qie_json_new_array();
+        for (size_t i = 0; i < out->n_images; i++)
+            qie_json_push(images, path_json(list[i].path));
+        qie_json_put(o, "images", images);
+    }
+    qie_json_put(o, "seed", qie_json_new_int((int64_t)out->seed));
+    qie_json_put(o, "width", qie_json_new_int(qie_image_width(out->images[0])));
+    qie_json_put(o, "height", qie_json_new_int(qie_image_height(out->images[0])));
+    qie_json_put(o, "num_inference_steps", qie_json_new_int(out->plan.num_inference_steps));
+    qie_json_put(o, "true_cfg_scale", qie_json_new_double(out->plan.true_cfg_scale));
+    qie_json_put(o, "cfg", qie_json_new_bool(out->plan.cfg));
+    qie_json_put(o, "model", qie_json_new_string(info.model_name));
+    qie_json_put(o, "precision", qie_json_new_string(out->retried_f32 ? "f32" : info.precision));
+    qie_json_put(o, "timings", timings_json(out));
+    qie_json_put(o, "warnings", warnings_json(&out->plan));
+    return o;
+}
+
+static qie_status write_all(const encoded *list, size_t n, bool paths, qie_error *err) {
+    for (size_t i = 0; i < n; i++) {
+        QIE_FAIL_IF(cli_interrupted(), QIE_E_CANCELLED, err, NULL, "interrupted");
+        qie_status st = qie_file_write_atomic(list[i].path, list[i].bytes, list[i].n, err);
+        /* The handler takes the temporary file away under the write, which then fails to rename it.
+         */
+        if (st != QIE_OK && cli_interrupted())
+            return qie_fail(err, QIE_E_CANCELLED, NULL, "interrupted");
+        QIE_TRY(st);
+        if (paths) {
+            puts(list[i].path);
+            fflush(stdout);
+        }
+    }
+    return QIE_OK;
+}
+
+/* What came out, once the pictures are computed. */
+static qie_status deliver(const qie_engine *engine, const cli_request *r,
+                          const qie_edit_result *out, bool paths, qie_json **result,
+                          qie_error *err) {
+    encoded list[16] = {{0}};
+    char time[32];
+    QIE_FAIL_IF(out->n_images == 0 || out->n_images > 16, QIE_E_INTERNAL, err, NULL,
+                "%zu pictures computed", out->n_images);
+    if (out->retried_f32)
+        cli_warn("values were not finite in the fast precision; computed again in f32");
+    for (size_t i = 0; i < out->n_images; i++)
+        if (is_constant(out->images[i]))
+            cli_warn("result %zu is one single colour", i + 1);
+    qie_status st = encode_all(engine, r, out, list, err);
+    if (st == QIE_OK)
+        st = write_all(list, out->n_images, paths, err);
+    if (st == QIE_OK) {
+        cli_note("wrote %s (%dx%d) in %s", out->n_images > 1 ? r->output : list[0].path,
+                 qie_image_width(out->images[0]), qie_image_height(out->images[0]),
+                 cli_duration(out->total_s, time, sizeof time));
+        *result = result_json(engine, out, list);
+    }
+    encoded_release(list, out->n_images);
+    return st;
+}
+
+qie_status cli_job_run(qie_engine *engine, cli_request *request, bool paths, qie_json **result,
+                       qie_error *err) {
+    qie_edit_plan plan;
+    qie_edit_result out;
+    watcher w = {.request = request};
+    *result = NULL;
+    QIE_TRY(qie_engine_plan(engine, &request->options, false, &plan, err));
+    announce(engine, request, &plan);
+    request->options.progress = on_progress;
+    request->options.progress_arg = &w;
+    request->options.preview_max_px = request->preview ? PREVIEW_PX : 0;
+    qie_status st = qie_engine_edit(engine, &request->options, &out, err);
+    cli_progress_end();
+    QIE_TRY(st);
+    st = cli_interrupted() ? qie_fail(err, QIE_E_CANCELLED, NULL, "interrupted")
+                           : deliver(engine, request, &out, paths, result, err);
+    qie_edit_result_release(&out);
+    return st;
+}

@@ -1,0 +1,18 @@
+/* Which model an edit uses: --model > QWEN_EDIT_2511_DIR > config file > a complete snapshot of the
+ * released model in the cache > the built-in demo. What is named but wrong is an error, never the
+ * demo. */
+#ifndef QIE_CLI_MODEL_CHOICE_H
+#define QIE_CLI_MODEL_CHOICE_H
+
+#include "cli/options.h"
+#include "qie/error.h"
+
+#define CLI_RELEASED_MODEL "Qwen/Qwen-Image-Edit-2511"
+
+/* *model: new string, a folder or "demo". Errors: QIE_E_NOT_FOUND. */
+qie_status cli_choose_model(const cli_values *values, char **model, qie_error *err);
+/* A name given by the user as a folder: "demo" stays, ORG/NAME becomes its snapshot in the cache.
+ */
+qie_status cli_resolve_model(const char *name, const char *where, char **model, qie_error *err);
+
+#endif

@@ -1,0 +1,30 @@
+/* What the program says while it works: notes, warnings, errors and progress on standard error.
+ *
+ * On a terminal progress is one line redrawn in place; elsewhere one line per step; with --json
+ * every message is one JSON object a line; --quiet leaves warnings and errors. One per process: the
+ * log of the library comes through here too, so that nothing is written into the bar. */
+#ifndef QIE_CLI_UI_H
+#define QIE_CLI_UI_H
+
+#include <stdbool.h>
+
+#include "base/json.h"
+#include "qie/edit.h"
+#include "qie/error.h"
+
+void cli_ui_start(bool json, bool quiet);
+/* Line of the batch file that messages are about; 0: none. */
+void cli_ui_set_line(int line);
+void cli_note(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
+void cli_warn(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
+void cli_report(const qie_error *error);
+void cli_progress(const qie_progress *progress);
+/* Take the bar away; async-signal-safe is not needed: the handler only writes a line end. */
+void cli_progress_end(void);
+
+/* {"message", "type", "param", "exit_code"} as new JSON. */
+qie_json *cli_error_json(const qie_error *error);
+/* "12 s", "3 min 20 s", "2 h 05 min" */
+const char *cli_duration(double seconds, char *out, size_t cap);
+
+#endif
