@@ -112,6 +112,8 @@ struct qie_denoiser {
     qie_mat hidden;       /* [max(n_image, max_text), 4 D] */
 };
 
+_Static_assert(sizeof(struct qie_denoiser) <= QIE_PLAN_DENOISER_BYTES, "plan/memory.c books this");
+
 /* temb = linear_2(silu(linear_1([cos, sin](1000 t f)))) for each t, then silu: the only form that is used. */
 static void time_embedding(const qie_denoiser *d, const qie_run *run, const float *times, int n,
                            float *scratch) {

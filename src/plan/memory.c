@@ -154,7 +154,7 @@ static double denoise_stage(const qie_memory_request *r, double act) {
     double n = max_text + n_image;
     double rows = (r->n_steps < QIE_PLAN_MODULATION_STEPS ? r->n_steps : QIE_PLAN_MODULATION_STEPS) + 1;
     sum s = {0};
-    add(&s, 512, 1); /* the denoiser itself */
+    add(&s, QIE_PLAN_DENOISER_BYTES, 1);
     add(&s, r->n_steps, 4);
     add(&s, (double)r->sizes->n_reference * dim, 4);
     for (int p = 0; p < r->n_passes; p++) {
@@ -212,7 +212,7 @@ bool qie_memory_plan_make(const qie_memory_request *r, qie_memory_plan *out) {
     for (int p = 0; p < r->n_passes; p++)
         add(&keep, (double)r->n_text[p] * m->text.hidden_size, 4);
     add(&keep, (double)r->sizes->n_reference * ch, 4);
-    for (int i = 0; i < 3; i++) /* latents, conditional and unconditional velocity */
+    for (int i = 0; i < 2 + r->n_outputs; i++) /* conditional and unconditional velocity, latents */
         add(&keep, (double)r->sizes->n_target * ch, 4);
     add(&keep, 2.0 * r->n_steps + 1, 4);
     add(&keep, 1 << 16, 1);
@@ -223,7 +223,10 @@ bool qie_memory_plan_make(const qie_memory_request *r, qie_memory_plan *out) {
         while ((pw > ph ? pw : ph) / k > r->preview_px && k < 64)
             k++;
         int w = (pw / f + k - 1) / k * f, h = (ph / f + k - 1) / k * f;
-        denoise += decode_bytes(r, w, h, false, act) + 4096;
+        sum own = {0};
+        add(&own, (double)r->sizes->n_target * ch, 4); /* x0, packed and as a map */
+        add(&own, (double)r->sizes->n_target * ch, 4);
+        denoise += own.bytes + decode_bytes(r, w, h, false, act);
     }
     double enc = encode_stage(r, false, act), dec = decode_bytes(r, pw, ph, false, act);
     double total = keep.bytes + larger(larger(text, denoise), larger(enc, dec));

@@ -17,6 +17,7 @@ typedef struct qie_memory_request {
     int64_t n_ids[2];   /* tokens of the language model for each pass */
     int64_t n_text[2];  /* rows of conditioning: n_ids less the template's prefix */
     int n_steps;
+    int n_outputs;      /* pictures made from one set of inputs */
     int preview_px;     /* longest side of previews, 0: none */
     int64_t limit_bytes; /* tile the VAE when a whole picture would exceed this; 0: never */
 } qie_memory_request;
@@ -39,5 +40,7 @@ int64_t qie_memory_total(void);
 
 /* Steps whose modulation the transformer keeps at once (also used by model/transformer.c). */
 #define QIE_PLAN_MODULATION_STEPS 48
+/* Room for the transformer's own bookkeeping of one edit. */
+#define QIE_PLAN_DENOISER_BYTES 512
 
 #endif

@@ -1,0 +1,398 @@
+/* The public interface of include/qie/edit.h on top of the pipeline. */
+#define _GNU_SOURCE
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/error.h"
+#include "base/json.h"
+#include "base/log.h"
+#include "base/parallel.h"
+#include "base/rng.h"
+#include "model/pipeline.h"
+#include "qie/edit.h"
+
+#ifndef QIE_VERSION
+#define QIE_VERSION "0"
+#endif
+
+struct qie_engine {
+    qie_model model;
+    qie_compute *compute;
+    qie_arena *arena; /* as large as the largest edit so far */
+    qie_dtype act;
+    int64_t memory_limit;
+    char *path, *name;
+    bool is_demo;
+    atomic_int cancel;
+};
+
+const char *qie_version(void) {
+    return QIE_VERSION;
+}
+
+qie_engine_options qie_engine_options_default(void) {
+    qie_engine_options o = {0};
+    return o;
+}
+
+qie_edit_options qie_edit_options_default(void) {
+    qie_edit_options o = {.negative_prompt = " ", .true_cfg_scale = -1, .guidance_scale = 1.0,
+                          .keep_size = -1, .num_images = 1};
+    return o;
+}
+
+uint64_t qie_seed_random(void) {
+    return qie_random_seed();
+}
+
+/* Last part of a path, without a trailing slash; of a hub snapshot the model's name, not the commit's. */
+static char *name_of(const char *path) {
+    const char *snapshot = strstr(path, "/models--");
+    if (snapshot) {
+        const char *p = snapshot + 9, *sep = strstr(p, "--");
+        const char *start = sep ? sep + 2 : p;
+        return strndup(start, strcspn(start, "/"));
+    }
+    size_t n = strlen(path);
+    while (n > 1 && path[n - 1] == '/')
+        n--;
+    size_t from = n;
+    while (from > 0 && path[from - 1] != '/')
+        from--;
+    return strndup(path + from, n - from);
+}
+
+static int thread_count(int asked) {
+    int cores = qie_cpu_count(), half = cores / 2 > 0 ? cores / 2 : 1;
+    return asked > 0 ? asked : half;
+}
+
+qie_status qie_engine_open(const qie_engine_options *options, qie_engine **out, qie_error *err) {
+    *out = NULL;
+    QIE_FAIL_IF(!options->model || !*options->model, QIE_E_INVALID, err, "model", "no model is named");
+    QIE_FAIL_IF(options->n_threads < 0 || options->n_threads > 1024, QIE_E_INVALID, err, "threads",
+                "threads is %d, not within 1..1024", options->n_threads);
+    qie_status st = QIE_OK;
+    qie_engine *e = calloc(1, sizeof *e);
+    if (e) {
+        e->path = strdup(options->model);
+        e->name = name_of(options->model);
+    }
+    if (!e || !e->path || !e->name) {
+        st = qie_fail(err, QIE_E_NO_MEMORY, NULL, "out of memory");
+        goto fail;
+    }
+    e->is_demo = !strcmp(options->model, "demo");
+    e->memory_limit = options->memory_limit_bytes;
+    atomic_init(&e->cancel, 0);
+    QIE_TRY_GOTO(qie_model_open(options->model, &e->model, err));
+    qie_compute_limits limits = qie_model_limits(&e->model.config);
+    QIE_TRY_GOTO(qie_compute_create(options->backend, thread_count(options->n_threads), &limits,
+                                    &e->compute, err));
+    bool bf16 = options->precision == QIE_PRECISION_BF16 ||
+                (options->precision == QIE_PRECISION_AUTO && e->compute->bf16_native);
+    e->act = bf16 ? QIE_BF16 : QIE_F32;
+    *out = e;
+    return QIE_OK;
+fail:
+    qie_engine_close(e);
+    return st;
+}
+
+void qie_engine_close(qie_engine *e) {
+    if (!e)
+        return;
+    qie_arena_destroy(e->arena);
+    qie_compute_destroy(e->compute);
+    qie_model_release(&e->model);
+    free(e->path);
+    free(e->name);
+    free(e);
+}
+
+void qie_engine_get_info(const qie_engine *e, qie_engine_info *info) {
+    const qie_defaults_config *d = &e->model.config.defaults;
+    *info = (qie_engine_info){.model = e->path,
+                              .model_name = e->name,
+                              .is_demo = e->is_demo,
+                              .about_en = *d->about_en ? d->about_en : NULL,
+                              .about_zh = *d->about_zh ? d->about_zh : NULL,
+                              .precision = e->act == QIE_BF16 ? "bf16" : "f32",
+                              .backend = e->compute->name,
+                              .cpu_level = qie_cpu_level_name(e->compute->level),
+                              .n_threads = e->compute->n_threads,
+                              .n_parameters = qie_model_parameters(&e->model),
+                              .weights_bytes = qie_model_weights_bytes(&e->model),
+                              .zero_cond_t = e->model.config.transformer.zero_cond_t,
+                              .num_inference_steps = d->num_inference_steps,
+                              .true_cfg_scale = d->true_cfg_scale,
+                              .keep_size = d->keep_size,
+                              .max_side = d->max_side,
+                              .ref_area = d->ref_area};
+}
+
+void qie_engine_cancel(qie_engine *e) {
+    atomic_store_explicit(&e->cancel, 1, memory_order_relaxed);
+}
+
+void qie_engine_reset_cancel(qie_engine *e) {
+    atomic_store_explicit(&e->cancel, 0, memory_order_relaxed);
+}
+
+/* What an edit may take: the caller's limit, else what is free now and what an earlier edit left in our hands. */
+static int64_t limit_of(const qie_engine *e) {
+    if (e->memory_limit > 0)
+        return e->memory_limit;
+    int64_t held = e->arena ? (int64_t)qie_arena_peak(e->arena) : 0;
+    return qie_memory_available() + held;
+}
+
+/* The arena for a plan: kept when it is large enough, since an arena is only reserved addresses until touched. */
+static qie_status need_arena(qie_engine *e, int64_t bytes, qie_error *err) {
+    size_t want = (size_t)bytes + (64u << 10); /* rounding of the last allocation */
+    if (e->arena && qie_arena_capacity(e->arena) >= want) {
+        qie_arena_release(e->arena, 0);
+        return QIE_OK;
+    }
+    qie_arena_destroy(e->arena);
+    e->arena = NULL;
+    return qie_arena_create(want, &e->arena, err);
+}
+
+/* Small edits keep their pages for the next one; large ones give them back. */
+static void rest_arena(qie_engine *e) {
+    if (qie_arena_peak(e->arena) > (256u << 20))
+        qie_arena_reset(e->arena);
+    else
+        qie_arena_release(e->arena, 0);
+}
+
+static qie_run run_of(qie_engine *e, qie_dtype act, qie_observer *observer) {
+    qie_run run = {.compute = e->compute, .arena = e->arena, .act = act, .cancel = &e->cancel,
+                   .observer = observer};
+    return run;
+}
+
+qie_status qie_engine_plan(qie_engine *e, const qie_edit_options *options, bool probe,
+                           qie_edit_plan *plan, qie_error *err) {
+    qie_prepared p;
+    memset(plan, 0, sizeof *plan);
+    int64_t limit = limit_of(e);
+    qie_status st = qie_prepare(&e->model, options, e->act, limit, &p, err);
+    if (st == QIE_OK) {
+        qie_prepared_describe(&e->model, &p, plan);
+        plan->available_bytes = limit;
+    }
+    if (st == QIE_OK && probe) {
+        double block = 0;
+        st = need_arena(e, p.memory.total, err);
+        qie_run run = run_of(e, e->act, NULL);
+        if (st == QIE_OK)
+            st = qie_pipeline_probe(&e->model, &run, &p, &block, err);
+        if (st == QIE_OK) {
+            int blocks = e->model.config.transformer.num_layers;
+            double per_flop = block * blocks * p.n_passes / p.memory.flops_step;
+            plan->seconds_estimate = plan->flops * per_flop;
+        }
+        if (e->arena)
+            rest_arena(e);
+    }
+    qie_prepared_release(&p);
+    return st;
+}
+
+/* One attempt in one precision. */
+static qie_status attempt(qie_engine *e, const qie_edit_options *options, qie_dtype act,
+                          qie_observer *observer, qie_edit_result *out, bool *non_finite,
+                          qie_error *err) {
+    qie_prepared p;
+    int64_t limit = limit_of(e);
+    *non_finite = false;
+    qie_status st = qie_prepare(&e->model, options, act, limit, &p, err);
+    if (st == QIE_OK)
+        st = need_arena(e, p.memory.total, err);
+    if (st == QIE_OK) {
+        qie_run run = run_of(e, act, observer);
+        st = qie_pipeline_run(&e->model, &run, &p, out, non_finite, err);
+        qie_log(QIE_LOG_DEBUG, "pipeline", "working memory: %zu of %zu bytes planned",
+                qie_arena_peak(e->arena), qie_arena_capacity(e->arena));
+        rest_arena(e);
+    }
+    if (st == QIE_OK) {
+        qie_prepared_describe(&e->model, &p, &out->plan);
+        out->plan.available_bytes = limit;
+    }
+    qie_prepared_release(&p);
+    return st;
+}
+
+qie_status qie_engine_edit(qie_engine *e, const qie_edit_options *options, qie_edit_result *out,
+                           qie_error *err) {
+    memset(out, 0, sizeof *out);
+    qie_observer *observer = NULL;
+    QIE_TRY(qie_observer_create_from_env(&observer, err));
+    bool non_finite;
+    qie_status st = attempt(e, options, e->act, observer, out, &non_finite, err);
+    if (st != QIE_OK && non_finite && e->act != QIE_F32) {
+        qie_log(QIE_LOG_WARN, "pipeline", "%s; computing again in f32", err ? err->message : "not finite");
+        qie_error_clear(err);
+        st = attempt(e, options, QIE_F32, observer, out, &non_finite, err);
+        out->retried_f32 = st == QIE_OK;
+    }
+    if (st == QIE_OK && observer)
+        st = qie_observer_save(observer, err);
+    if (st != QIE_OK)
+        qie_edit_result_release(out);
+    qie_observer_destroy(observer);
+    return st;
+}
+
+void qie_edit_result_release(qie_edit_result *r) {
+    if (!r)
+        return;
+    for (size_t i = 0; i < r->n_images; i++)
+        qie_image_destroy(r->images[i]);
+    free(r->images);
+    memset(r, 0, sizeof *r);
+}
+
+char *qie_edit_parameters_json(const qie_engine *e, const qie_edit_options *options,
+                               const qie_edit_result *result, size_t i_image) {
+    const qie_edit_plan *p = &result->plan;
+    qie_json *j = qie_json_new_object();
+    qie_json_put(j, "program", qie_json_new_string("qwen-edit"));
+    qie_json_put(j, "version", qie_json_new_string(QIE_VERSION));
+    qie_json_put(j, "model", qie_json_new_string(e->name));
+    qie_json_put(j, "precision",
+                 qie_json_new_string(e->act == QIE_BF16 && !result->retried_f32 ? "bf16" : "f32"));
+    qie_json_put(j, "prompt", qie_json_new_string(options->prompt));
+    if (p->cfg)
+        qie_json_put(j, "negative_prompt", qie_json_new_string(options->negative_prompt));
+    qie_json_put(j, "seed", qie_json_new_int((int64_t)result->seed));
+    if (result->n_images > 1) {
+        qie_json_put(j, "i_image", qie_json_new_int((int64_t)i_image));
+        qie_json_put(j, "num_images", qie_json_new_int((int64_t)result->n_images));
+    }
+    qie_json_put(j, "num_inference_steps", qie_json_new_int(p->num_inference_steps));
+    qie_json_put(j, "true_cfg_scale", qie_json_new_double(p->true_cfg_scale));
+    qie_json_put(j, "cfg", qie_json_new_bool(p->cfg));
+    qie_json_put(j, "width", qie_json_new_int(p->output_width));
+    qie_json_put(j, "height", qie_json_new_int(p->output_height));
+    if (p->output_width != p->width || p->output_height != p->height) {
+        qie_json_put(j, "generated_width", qie_json_new_int(p->width));
+        qie_json_put(j, "generated_height", qie_json_new_int(p->height));
+    }
+    qie_json *images = qie_json_new_array();
+    for (int i = 0; i < p->n_images; i++) {
+        qie_json *one = qie_json_new_object();
+        qie_json_put(one, "width", qie_json_new_int(p->images[i].width));
+        qie_json_put(one, "height", qie_json_new_int(p->images[i].height));
+        qie_json_put(one, "reference_width", qie_json_new_int(p->images[i].vae_width));
+        qie_json_put(one, "reference_height", qie_json_new_int(p->images[i].vae_height));
+        qie_json_push(images, one);
+    }
+    qie_json_put(j, "images", images);
+    char *text = qie_json_text(j, 0);
+    qie_json_free(j);
+    return text;
+}
+
+/* ---- describing a model or a weight file */
+
+static qie_json *describe_dtypes(const qie_weights *w) {
+    int64_t bytes[QIE_DTYPE_COUNT] = {0};
+    for (size_t i = 0; i < qie_weights_count(w); i++) {
+        const qie_tensor *t = qie_weights_at(w, i);
+        if ((unsigned)t->dtype < QIE_DTYPE_COUNT)
+            bytes[t->dtype] += (int64_t)t->n_bytes;
+    }
+    qie_json *j = qie_json_new_object();
+    for (int d = 0; d < QIE_DTYPE_COUNT; d++)
+        if (bytes[d])
+            qie_json_put(j, qie_dtype_name((qie_dtype)d), qie_json_new_int(bytes[d]));
+    return j;
+}
+
+static qie_json *describe_weights(const qie_weights *w) {
+    qie_json *j = qie_json_new_object();
+    qie_json_put(j, "tensors", qie_json_new_int((int64_t)qie_weights_count(w)));
+    qie_json_put(j, "parameters", qie_json_new_int(qie_weights_elements(w)));
+    qie_json_put(j, "bytes", qie_json_new_int(qie_weights_bytes(w)));
+    qie_json_put(j, "dtypes", describe_dtypes(w));
+    return j;
+}
+
+static qie_json *describe_model(const qie_model *m, const char *path) {
+    const qie_model_config *c = &m->config;
+    qie_json *j = qie_json_new_object(), *parts = qie_json_new_object();
+    qie_json_put(j, "kind", qie_json_new_string("model"));
+    qie_json_put(j, "path", qie_json_new_string(path));
+    qie_json_put(j, "pipeline", qie_json_new_string("QwenImageEditPlusPipeline"));
+    qie_json *t = describe_weights(m->w_transformer), *e = describe_weights(m->w_text_encoder),
+             *v = describe_weights(m->w_vae);
+    qie_json_put(t, "num_layers", qie_json_new_int(c->transformer.num_layers));
+    qie_json_put(t, "inner_dim", qie_json_new_int(c->transformer.inner_dim));
+    qie_json_put(t, "zero_cond_t", qie_json_new_bool(c->transformer.zero_cond_t));
+    qie_json_put(e, "num_hidden_layers", qie_json_new_int(c->text.num_hidden_layers));
+    qie_json_put(e, "hidden_size", qie_json_new_int(c->text.hidden_size));
+    qie_json_put(e, "vision_depth", qie_json_new_int(c->vision.depth));
+    qie_json_put(v, "base_dim", qie_json_new_int(c->vae.base_dim));
+    qie_json_put(v, "z_dim", qie_json_new_int(c->vae.z_dim));
+    qie_json_put(parts, "transformer", t);
+    qie_json_put(parts, "text_encoder", e);
+    qie_json_put(parts, "vae", v);
+    qie_json_put(j, "components", parts);
+    qie_json_put(j, "parameters", qie_json_new_int(qie_model_parameters(m)));
+    qie_json_put(j, "bytes", qie_json_new_int(qie_model_weights_bytes(m)));
+    qie_json *d = qie_json_new_object();
+    qie_json_put(d, "num_inference_steps", qie_json_new_int(c->defaults.num_inference_steps));
+    qie_json_put(d, "true_cfg_scale", qie_json_new_double(c->defaults.true_cfg_scale));
+    if (c->defaults.max_side)
+        qie_json_put(d, "max_side", qie_json_new_int(c->defaults.max_side));
+    if (c->defaults.ref_area)
+        qie_json_put(d, "ref_area", qie_json_new_int(c->defaults.ref_area));
+    if (c->defaults.keep_size)
+        qie_json_put(d, "size", qie_json_new_string("keep"));
+    qie_json_put(j, "defaults", d);
+    return j;
+}
+
+static qie_json *describe_file(const qie_weights *w, const char *path) {
+    qie_json *j = describe_weights(w), *list = qie_json_new_array();
+    qie_json_put(j, "kind", qie_json_new_string("safetensors"));
+    qie_json_put(j, "path", qie_json_new_string(path));
+    for (size_t i = 0; i < qie_weights_count(w); i++) {
+        const qie_tensor *t = qie_weights_at(w, i);
+        qie_json *one = qie_json_new_object(), *shape = qie_json_new_array();
+        for (int d = 0; d < t->n_dims; d++)
+            qie_json_push(shape, qie_json_new_int(t->shape[d]));
+        qie_json_put(one, "name", qie_json_new_string(t->name));
+        qie_json_put(one, "dtype", qie_json_new_string(qie_dtype_name(t->dtype)));
+        qie_json_put(one, "shape", shape);
+        qie_json_push(list, one);
+    }
+    qie_json_put(j, "list", list);
+    return j;
+}
+
+qie_status qie_model_describe(const char *path, char **json_out, qie_error *err) {
+    *json_out = NULL;
+    qie_json *j;
+    qie_weights *w = NULL;
+    qie_model m;
+    if (strcmp(path, "demo") && access(path, R_OK) == 0 && strstr(path, ".safetensors")) {
+        QIE_TRY(qie_weights_open_file(path, &w, err));
+        j = describe_file(w, path);
+        qie_weights_close(w);
+    } else {
+        QIE_TRY(qie_model_open(path, &m, err));
+        j = describe_model(&m, path);
+        qie_model_release(&m);
+    }
+    *json_out = qie_json_text(j, 0);
+    qie_json_free(j);
+    QIE_FAIL_IF(!*json_out, QIE_E_NO_MEMORY, err, NULL, "out of memory");
+    return QIE_OK;
+}

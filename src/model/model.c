@@ -1,0 +1,99 @@
+#define _GNU_SOURCE
+#include "model/model.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/error.h"
+#include "model/demo_files.h"
+#include "plan/tensors.h"
+
+static qie_status open_parts(qie_model *m, qie_error *err) {
+    QIE_TRY(qie_model_config_read(m->files, &m->config, err));
+    QIE_TRY(qie_tokenizer_open(m->files, m->config.tokenizer_folder, &m->tokenizer, err));
+    QIE_TRY(qie_weights_open(m->files, "transformer", &m->w_transformer, err));
+    QIE_TRY(qie_weights_open(m->files, "text_encoder", &m->w_text_encoder, err));
+    QIE_TRY(qie_weights_open(m->files, "vae", &m->w_vae, err));
+    QIE_TRY(
+        qie_transformer_open(&m->config.transformer, m->w_transformer, &m->transformer, err));
+    QIE_TRY(qie_text_encoder_open(&m->config.text, &m->config.vision, m->w_text_encoder,
+                                  &m->text_encoder, err));
+    QIE_TRY(qie_vae_open(&m->config.vae, m->w_vae, &m->vae, err));
+    QIE_FAIL_IF(qie_tokenizer_vocab_size(m->tokenizer) > m->config.text.vocab_size, QIE_E_CORRUPT, err,
+                m->config.tokenizer_folder,
+                "the tokenizer has %d entries, the text encoder's vocabulary %d: files of two models",
+                qie_tokenizer_vocab_size(m->tokenizer), m->config.text.vocab_size);
+    int pad = qie_tokenizer_added_id(m->tokenizer, "<|image_pad|>");
+    QIE_FAIL_IF(pad != m->config.text.image_token_id, QIE_E_CORRUPT, err, m->config.tokenizer_folder,
+                "<|image_pad|> is %d in the tokenizer and %d in the text encoder's config: files of two "
+                "models",
+                pad, m->config.text.image_token_id);
+    return QIE_OK;
+}
+
+qie_status qie_model_open(const char *path, qie_model *m, qie_error *err) {
+    memset(m, 0, sizeof *m);
+    qie_status st = !strcmp(path, "demo")
+                        ? qie_files_open_builtin(qie_demo_files, "the demo model", &m->files, err)
+                        : qie_files_open_dir(path, &m->files, err);
+    if (st == QIE_OK)
+        st = open_parts(m, err);
+    if (st != QIE_OK) {
+        qie_error_context(err, "opening model '%s'", path);
+        qie_model_release(m);
+    }
+    return st;
+}
+
+void qie_model_release(qie_model *m) {
+    qie_vae_close(m->vae);
+    qie_text_encoder_close(m->text_encoder);
+    qie_transformer_close(m->transformer);
+    qie_weights_close(m->w_vae);
+    qie_weights_close(m->w_text_encoder);
+    qie_weights_close(m->w_transformer);
+    qie_tokenizer_close(m->tokenizer);
+    qie_files_close(m->files);
+    memset(m, 0, sizeof *m);
+}
+
+static int64_t larger(int64_t a, int64_t b) {
+    return a > b ? a : b;
+}
+
+qie_compute_limits qie_model_limits(const qie_model_config *c) {
+    const qie_vision_config *v = &c->vision;
+    int64_t dim = c->transformer.inner_dim, merged = (int64_t)v->spatial_merge_size *
+                                                      v->spatial_merge_size * v->hidden_size;
+    int64_t patch = 3ll * v->temporal_patch_size * v->patch_size * v->patch_size;
+    qie_compute_limits l = {0};
+    const int64_t ks[] = {4 * dim, c->transformer.joint_attention_dim, c->text.hidden_size,
+                          c->text.intermediate_size, v->intermediate_size, merged, patch, 256};
+    const int64_t ns[] = {6 * dim, c->text.hidden_size, c->text.intermediate_size, 3ll * v->hidden_size,
+                          v->intermediate_size, merged};
+    for (size_t i = 0; i < sizeof ks / sizeof *ks; i++)
+        l.max_k = larger(l.max_k, ks[i]);
+    for (size_t i = 0; i < sizeof ns / sizeof *ns; i++)
+        l.max_n = larger(l.max_n, ns[i]);
+    int64_t widest = 0;
+    for (int i = 0; i < c->vae.n_levels; i++)
+        widest = larger(widest, qie_vae_channels(&c->vae, i));
+    widest = larger(widest, c->vae.base_dim);
+    l.max_k = larger(l.max_k, widest);
+    l.max_n = larger(l.max_n, 3 * widest);
+    l.max_conv_k = 9 * larger(widest, 2ll * c->vae.z_dim);
+    l.max_conv_n = larger(widest, 2ll * c->vae.z_dim);
+    l.max_head_dim = (int)larger(larger(c->transformer.attention_head_dim, c->text.head_dim),
+                                 larger(v->hidden_size / v->num_heads, widest));
+    return l;
+}
+
+int64_t qie_model_weights_bytes(const qie_model *m) {
+    return qie_weights_bytes(m->w_transformer) + qie_weights_bytes(m->w_text_encoder) +
+           qie_weights_bytes(m->w_vae);
+}
+
+int64_t qie_model_parameters(const qie_model *m) {
+    return qie_weights_elements(m->w_transformer) + qie_weights_elements(m->w_text_encoder) +
+           qie_weights_elements(m->w_vae);
+}

@@ -1,0 +1,536 @@
+#define _GNU_SOURCE
+#include "model/pipeline.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/clock.h"
+#include "base/error.h"
+#include "base/log.h"
+#include "base/rng.h"
+#include "image/image.h"
+#include "image/resample.h"
+#include "model/latents.h"
+#include "model/scheduler.h"
+
+/* State of one running edit. */
+typedef struct edit {
+    qie_model *m;
+    qie_run run; /* own copy: its beat reports progress */
+    qie_prepared *p;
+    int n_threads;
+    /* progress */
+    double started, last_told;
+    const char *stage;
+    int step, total, i_image;
+    double denoise_started, flops_done; /* of the denoising so far */
+    int n_beats, beats_per_step;        /* blocks since the step began */
+    /* arena, persistent over the stages */
+    float *prompt_embeds[2], *image_latents, *velocity[2];
+    float *latents[10];
+    float *sigmas, *timesteps;
+} edit;
+
+static double left_of_denoise(const edit *e, double now) {
+    const qie_memory_plan *mem = &e->p->memory;
+    int n_steps = e->p->options.num_inference_steps, n = e->p->options.num_images;
+    double passes = e->beats_per_step > 0 ? (double)e->n_beats / e->beats_per_step : 0;
+    double done = e->i_image * n_steps + e->step + (passes < 1 ? passes : 1);
+    double all = (double)n * n_steps, spent = now - e->denoise_started;
+    if (done <= 0 || spent <= 0.05)
+        return -1;
+    double per_step = spent / done;
+    /* The decoder's convolutions run at about the speed of the blocks' products. */
+    double decode = mem->flops_vae_decode / (mem->flops_step / per_step) * n;
+    return per_step * (all - done) + decode;
+}
+
+static void tell(edit *e, const char *stage, int step, int total, const qie_image *preview) {
+    e->stage = stage;
+    e->step = step;
+    e->total = total;
+    const qie_edit_options *o = &e->p->options;
+    double now = qie_now_s();
+    e->last_told = now;
+    if (!o->progress)
+        return;
+    qie_progress p = {.stage = stage, .step = step, .total = total, .i_image = e->i_image,
+                      .n_images = o->num_images, .elapsed_s = now - e->started, .seconds_left = -1,
+                      .preview = preview};
+    if (!strcmp(stage, "denoise"))
+        p.seconds_left = left_of_denoise(e, now);
+    o->progress(o->progress_arg, &p);
+}
+
+/* Called from every block, layer and VAE level: a long step shows that it lives. */
+static void on_beat(void *arg) {
+    edit *e = arg;
+    e->n_beats++;
+    if (e->stage && qie_now_s() - e->last_told > 0.5)
+        tell(e, e->stage, e->step, e->total, NULL);
+}
+
+/* ---- values given from files */
+
+static qie_status injected(const edit *e, const char *name, int64_t n, float *out, bool *found,
+                           qie_error *err) {
+    *found = false;
+    const qie_edit_options *o = &e->p->options;
+    for (size_t i = 0; i < o->n_injections; i++) {
+        if (strcmp(o->injections[i].name, name))
+            continue;
+        const qie_tensor *t = qie_weights_find(e->p->injected[i], name);
+        QIE_FAIL_IF(!t || t->n_elements != n || qie_to_f32(out, t->data, t->dtype, (size_t)n), QIE_E_INVALID,
+                    err, "inject", "tensor '%s' in '%s' has %lld values, %lld floating ones are needed", name,
+                    o->injections[i].path, (long long)(t ? t->n_elements : 0), (long long)n);
+        *found = true;
+    }
+    return QIE_OK;
+}
+
+static bool all_finite(const float *v, int64_t n) {
+    /* x * 0 is 0 for finite values only: one pass that the compiler vectorises */
+    float sum = 0;
+    for (int64_t i = 0; i < n; i++)
+        sum += v[i] * 0.0f;
+    return sum == 0;
+}
+
+/* ---- dumps in the shapes of the reference recording */
+
+static void observe_map(const edit *e, const char *name, const float *map, int h, int w, int c) {
+    if (!qie_observer_wants(e->run.observer, name))
+        return;
+    int64_t n = (int64_t)h * w, shape[5] = {1, c, 1, h, w};
+    float *t = malloc(sizeof(float) * (size_t)(n * c));
+    for (int64_t i = 0; t && i < n; i++)
+        for (int k = 0; k < c; k++)
+            t[k * n + i] = map[i * c + k];
+    if (t)
+        qie_observe_f32(e->run.observer, name, t, 5, shape);
+    free(t);
+}
+
+static void observe_rows(const edit *e, const char *name, const float *rows, int64_t n, int64_t c) {
+    int64_t shape[3] = {1, n, c};
+    qie_observe_f32(e->run.observer, name, rows, 3, shape);
+}
+
+static void observe_ids(const edit *e, const char *prefix, const qie_prompt *p) {
+    if (!e->run.observer)
+        return;
+    char name[64];
+    int64_t shape[2] = {1, (int64_t)p->n_ids}, *ids = malloc(sizeof *ids * p->n_ids * 2);
+    for (size_t i = 0; ids && i < p->n_ids; i++) {
+        ids[i] = p->ids[i];
+        ids[p->n_ids + i] = 1;
+    }
+    if (ids) {
+        snprintf(name, sizeof name, "%sinput_ids", prefix);
+        qie_observe_i64(e->run.observer, name, ids, 2, shape);
+        snprintf(name, sizeof name, "%sattention_mask", prefix);
+        qie_observe_i64(e->run.observer, name, ids + p->n_ids, 2, shape);
+    }
+    free(ids);
+}
+
+/* ---- text stage */
+
+static qie_status fill_patches(edit *e, float *patches, qie_error *err) {
+    const qie_vision_config *v = &e->m->config.vision;
+    int64_t patch = 3ll * v->temporal_patch_size * v->patch_size * v->patch_size;
+    int64_t grid[QIE_MAX_PICTURES * 3];
+    for (int i = 0; i < e->p->sizes.n_images; i++) {
+        qie_size cond = e->p->sizes.images[i].cond, px = e->p->sizes.images[i].grid_px;
+        qie_image *a = NULL, *b = NULL;
+        QIE_TRY(qie_run_check(&e->run, err));
+        /* Two resamplings of 8-bit data: Lanczos by the pipeline, bicubic by the processor. */
+        qie_status st = qie_resample(e->p->options.images[i], cond.w, cond.h, QIE_FILTER_LANCZOS,
+                                     QIE_RESAMPLE_PILLOW_13, e->n_threads, &a, err);
+        if (st == QIE_OK)
+            st = qie_resample(a, px.w, px.h, QIE_FILTER_BICUBIC, QIE_RESAMPLE_PILLOW_13, e->n_threads, &b,
+                              err);
+        if (st == QIE_OK)
+            qie_patches_from_image(&e->m->config.processor, v, b, patches);
+        qie_image_destroy(a);
+        qie_image_destroy(b);
+        QIE_TRY(st);
+        patches += e->p->sizes.images[i].n_patches * patch;
+        grid[i * 3] = 1;
+        grid[i * 3 + 1] = px.h / v->patch_size;
+        grid[i * 3 + 2] = px.w / v->patch_size;
+    }
+    int64_t shape[2] = {e->p->sizes.n_images, 3};
+    qie_observe_i64(e->run.observer, "image_grid_thw", grid, 2, shape);
+    return QIE_OK;
+}
+
+static qie_status encode_prompt(edit *e, int pass, const float *features, float *hidden, qie_error *err) {
+    const qie_prompt *p = &e->p->prompts[pass];
+    int64_t width = e->m->config.text.hidden_size, n = (int64_t)p->n_ids;
+    const char *names[2][2] = {{"hidden_last", "prompt_embeds"}, {"neg.hidden_last", "neg.prompt_embeds"}};
+    bool given;
+    QIE_TRY(injected(e, names[pass][1], e->p->n_text[pass] * width, e->prompt_embeds[pass], &given, err));
+    observe_ids(e, pass ? "neg." : "", p);
+    if (!given) {
+        QIE_TRY(qie_language_encode(e->m->text_encoder, &e->run, &e->p->sizes, p->ids, n, p->image_pad_id,
+                                    features, e->p->sizes.n_vision_tokens, e->p->options.positions, hidden,
+                                    err));
+        observe_rows(e, names[pass][0], hidden, n, width);
+        memcpy(e->prompt_embeds[pass], hidden + (int64_t)p->n_drop * width,
+               sizeof(float) * (size_t)(e->p->n_text[pass] * width));
+    }
+    observe_rows(e, names[pass][1], e->prompt_embeds[pass], e->p->n_text[pass], width);
+    return QIE_OK;
+}
+
+static qie_status alloc(const qie_run *run, int64_t n, float **out, qie_error *err) {
+    void *p;
+    QIE_TRY(qie_run_alloc(run, sizeof(float) * (size_t)n, &p, err));
+    *out = p;
+    return QIE_OK;
+}
+
+static qie_status text_stage(edit *e, qie_error *err) {
+    const qie_vision_config *v = &e->m->config.vision;
+    const qie_size_plan *s = &e->p->sizes;
+    int64_t patch = 3ll * v->temporal_patch_size * v->patch_size * v->patch_size;
+    size_t mark = qie_arena_mark(e->run.arena), most = 0;
+    for (int i = 0; i < e->p->n_passes; i++)
+        most = e->p->prompts[i].n_ids > most ? e->p->prompts[i].n_ids : most;
+    float *patches, *features, *hidden;
+    QIE_TRY(alloc(&e->run, s->n_patches * patch, &patches, err));
+    QIE_TRY(alloc(&e->run, s->n_vision_tokens * v->out_hidden_size, &features, err));
+    QIE_TRY(alloc(&e->run, (int64_t)most * e->m->config.text.hidden_size, &hidden, err));
+    tell(e, "encode_text", 0, 1 + e->p->n_passes, NULL);
+    QIE_TRY(fill_patches(e, patches, err));
+    int64_t shape[2] = {s->n_patches, patch};
+    qie_observe_f32(e->run.observer, "pixel_values", patches, 2, shape);
+    QIE_TRY(qie_vision_encode(e->m->text_encoder, &e->run, s, patches, features, err));
+    int64_t fshape[2] = {s->n_vision_tokens, v->out_hidden_size};
+    qie_observe_f32(e->run.observer, "vision_features", features, 2, fshape);
+    for (int i = 0; i < e->p->n_passes; i++) {
+        tell(e, "encode_text", 1 + i, 1 + e->p->n_passes, NULL);
+        QIE_TRY(encode_prompt(e, i, features, hidden, err));
+    }
+    tell(e, "encode_text", 1 + e->p->n_passes, 1 + e->p->n_passes, NULL);
+    qie_arena_release(e->run.arena, mark);
+    return QIE_OK;
+}
+
+/* ---- references */
+
+/* The picture at its reference size: resampled, or padded without resampling. */
+static qie_status reference_picture(edit *e, int i, qie_image **out, qie_error *err) {
+    qie_size s = e->p->sizes.images[i].vae;
+    if (e->p->sizes.images[i].vae_fit == QIE_FIT_PAD)
+        return qie_image_pad_edge(e->p->options.images[i], s.w, s.h, out, err);
+    return qie_resample(e->p->options.images[i], s.w, s.h, QIE_FILTER_LANCZOS, QIE_RESAMPLE_PILLOW_13,
+                        e->n_threads, out, err);
+}
+
+static qie_status encode_reference(edit *e, int i, float *packed, qie_error *err) {
+    const qie_vae_config *c = &e->m->config.vae;
+    qie_size s = e->p->sizes.images[i].vae;
+    int h = s.h / c->scale_factor, w = s.w / c->scale_factor;
+    size_t mark = qie_arena_mark(e->run.arena);
+    float *pixels, *mean;
+    char name[64];
+    QIE_TRY(alloc(&e->run, 3ll * s.w * s.h, &pixels, err));
+    QIE_TRY(alloc(&e->run, (int64_t)h * w * c->z_dim, &mean, err));
+    qie_image *picture;
+    QIE_TRY(reference_picture(e, i, &picture, err));
+    qie_pixels_from_image(picture, pixels);
+    qie_image_destroy(picture);
+    snprintf(name, sizeof name, "vae_input.%d", i);
+    observe_map(e, name, pixels, s.h, s.w, 3);
+    QIE_TRY(qie_vae_encode(e->m->vae, &e->run, pixels, s.h, s.w, e->p->memory.vae_tiled, mean, err));
+    snprintf(name, sizeof name, "ref_latents.%d", i);
+    observe_map(e, name, mean, h, w, c->z_dim);
+    qie_latents_pack(c, mean, h, w, true, packed);
+    qie_arena_release(e->run.arena, mark);
+    return QIE_OK;
+}
+
+static qie_status reference_stage(edit *e, qie_error *err) {
+    int64_t ch = e->m->config.transformer.in_channels, n = e->p->sizes.n_reference;
+    bool given;
+    QIE_TRY(injected(e, "image_latents", n * ch, e->image_latents, &given, err));
+    float *to = e->image_latents;
+    for (int i = 0; i < e->p->sizes.n_images && !given; i++) {
+        tell(e, "encode_image", i, e->p->sizes.n_images, NULL);
+        QIE_TRY(encode_reference(e, i, to, err));
+        to += (int64_t)e->p->sizes.images[i].grid_h * e->p->sizes.images[i].grid_w * ch;
+    }
+    tell(e, "encode_image", e->p->sizes.n_images, e->p->sizes.n_images, NULL);
+    observe_rows(e, "image_latents", e->image_latents, n, ch);
+    return QIE_OK;
+}
+
+/* ---- the step loop */
+
+/* Noise of all pictures from one generator, as torch draws a batch. */
+static qie_status draw_noise(edit *e, qie_error *err) {
+    const qie_edit_options *o = &e->p->options;
+    int z = e->m->config.vae.z_dim, h = e->p->sizes.grid_h * 2, w = e->p->sizes.grid_w * 2;
+    int64_t n = (int64_t)z * h * w;
+    bool bf16 = o->noise == QIE_NOISE_BF16 || (o->noise == QIE_NOISE_AUTO && e->run.act == QIE_BF16);
+    qie_rng rng;
+    qie_rng_seed(&rng, o->seed);
+    for (int i = 0; i < o->num_images; i++) {
+        float *noise = e->velocity[0]; /* free until the first step, same size */
+        qie_rng_normal(&rng, noise, (size_t)n, bf16);
+        qie_noise_pack(z, noise, h, w, e->latents[i]);
+    }
+    bool given;
+    QIE_TRY(injected(e, "latents", n, e->latents[0], &given, err));
+    QIE_TRY(injected(e, "noise", n, e->latents[0], &given, err));
+    observe_rows(e, "noise", e->latents[0], e->p->sizes.n_target, 4ll * z);
+    return QIE_OK;
+}
+
+/* Small picture of where the step is heading: x0 = x - sigma v, latents averaged down, then decoded. */
+static qie_status make_preview(edit *e, const float *latents, const float *velocity, float sigma,
+                               qie_image **out, qie_error *err) {
+    const qie_vae_config *c = &e->m->config.vae;
+    int f = c->scale_factor, h = e->p->sizes.grid_h * 2, w = e->p->sizes.grid_w * 2, k = 1;
+    int longest = (h > w ? h : w) * f;
+    while (longest / k > e->p->options.preview_max_px && k < 64)
+        k++;
+    int sh = (h + k - 1) / k, sw = (w + k - 1) / k;
+    int64_t n = (int64_t)h * w * c->z_dim;
+    size_t mark = qie_arena_mark(e->run.arena);
+    float *x0, *map, *small, *pixels;
+    QIE_TRY(alloc(&e->run, n, &x0, err));
+    QIE_TRY(alloc(&e->run, n, &map, err));
+    QIE_TRY(alloc(&e->run, (int64_t)sh * sw * c->z_dim, &small, err));
+    QIE_TRY(alloc(&e->run, 3ll * sh * f * sw * f, &pixels, err));
+    for (int64_t i = 0; i < n; i++)
+        x0[i] = latents[i] - sigma * velocity[i];
+    qie_latents_unpack(c, x0, h, w, map);
+    qie_map_shrink(map, h, w, c->z_dim, k, small);
+    QIE_TRY(qie_vae_decode(e->m->vae, &e->run, small, sh, sw, false, pixels, err));
+    QIE_TRY(qie_image_create(sw * f, sh * f, out, err));
+    qie_pixels_to_image(pixels, *out);
+    qie_arena_release(e->run.arena, mark);
+    return QIE_OK;
+}
+
+static qie_status report_step(edit *e, int i_step, const float *latents, const float *velocity,
+                              qie_error *err) {
+    qie_image *preview = NULL;
+    if (e->p->options.preview_max_px > 0 && e->p->options.progress)
+        QIE_TRY(make_preview(e, latents, velocity, e->sigmas[i_step], &preview, err));
+    e->n_beats = 0;
+    tell(e, "denoise", i_step + 1, e->p->options.num_inference_steps, preview);
+    qie_image_destroy(preview);
+    return QIE_OK;
+}
+
+static qie_status one_step(edit *e, qie_denoiser *d, int i_step, float *latents, bool *non_finite,
+                           qie_error *err) {
+    int64_t rows = e->p->sizes.n_target, ch = e->m->config.transformer.in_channels, n = rows * ch;
+    const qie_edit_options *o = &e->p->options;
+    static const char *const names[2] = {"cond", "uncond"};
+    char name[64];
+    for (int p = 0; p < e->p->n_passes; p++) {
+        QIE_TRY(qie_denoiser_forward(d, &e->run, i_step, p, latents, e->velocity[p], err));
+        if (e->i_image == 0) {
+            snprintf(name, sizeof name, "dit.%d.%s", i_step, names[p]);
+            observe_rows(e, name, e->velocity[p], rows, ch);
+        }
+    }
+    float *v = e->velocity[0];
+    if (e->p->n_passes > 1)
+        e->run.compute->ops.cfg_combine(e->run.compute, e->velocity[0], e->velocity[1],
+                                        (float)o->true_cfg_scale, rows, ch, v);
+    if (!all_finite(v, n)) {
+        *non_finite = true;
+        return qie_fail(err, QIE_E_INTERNAL, NULL, "the transformer gave values that are no numbers in step %d",
+                        i_step + 1);
+    }
+    float dt = e->sigmas[i_step + 1] - e->sigmas[i_step];
+    QIE_TRY(report_step(e, i_step, latents, v, err));
+    for (int64_t i = 0; i < n; i++)
+        latents[i] += dt * v[i];
+    if (e->i_image == 0) {
+        snprintf(name, sizeof name, "latents.%d", i_step);
+        observe_rows(e, name, latents, rows, ch);
+    }
+    return QIE_OK;
+}
+
+static qie_status make_denoiser(edit *e, qie_denoiser **d, qie_error *err) {
+    qie_denoiser_inputs in = {.sizes = &e->p->sizes,
+                              .image_latents = e->image_latents,
+                              .n_passes = e->p->n_passes,
+                              .n_steps = e->p->options.num_inference_steps,
+                              .timesteps = e->sigmas};
+    for (int i = 0; i < e->p->n_passes; i++) {
+        in.prompt_embeds[i] = e->prompt_embeds[i];
+        in.n_text[i] = e->p->n_text[i];
+    }
+    return qie_denoiser_create(e->m->transformer, &e->run, &in, d, err);
+}
+
+static qie_status denoise_stage(edit *e, bool *non_finite, qie_error *err) {
+    int n_steps = e->p->options.num_inference_steps;
+    size_t mark = qie_arena_mark(e->run.arena);
+    qie_denoiser *d;
+    QIE_TRY(draw_noise(e, err));
+    int64_t shape[1] = {n_steps + 1};
+    qie_observe_f32(e->run.observer, "sigmas", e->sigmas, 1, shape);
+    shape[0] = n_steps;
+    qie_observe_f32(e->run.observer, "timesteps", e->timesteps, 1, shape);
+    e->denoise_started = qie_now_s();
+    e->beats_per_step = e->m->config.transformer.num_layers * e->p->n_passes;
+    e->n_beats = 0;
+    tell(e, "denoise", 0, n_steps, NULL);
+    QIE_TRY(make_denoiser(e, &d, err));
+    for (e->i_image = 0; e->i_image < e->p->options.num_images; e->i_image++)
+        for (int i = 0; i < n_steps; i++)
+            QIE_TRY(one_step(e, d, i, e->latents[e->i_image], non_finite, err));
+    e->i_image = 0;
+    qie_arena_release(e->run.arena, mark);
+    return QIE_OK;
+}
+
+/* ---- back to a picture */
+
+static bool constant(const qie_image *image) {
+    const uint8_t *px = qie_image_pixels_const(image);
+    size_t n = (size_t)qie_image_width(image) * (size_t)qie_image_height(image) * 3;
+    for (size_t i = 3; i < n; i++)
+        if (px[i] != px[i - 3])
+            return false;
+    return true;
+}
+
+/* The generated picture as it is written: cropped or resized back with keep-size. */
+static qie_status fit_output(edit *e, qie_image *made, qie_image **out, qie_error *err) {
+    const qie_size_plan *s = &e->p->sizes;
+    if (s->output.w == s->generated.w && s->output.h == s->generated.h) {
+        *out = made;
+        return QIE_OK;
+    }
+    qie_status st = s->output_fit == QIE_FIT_PAD
+                        ? qie_image_crop(made, 0, 0, s->output.w, s->output.h, out, err)
+                        : qie_resample(made, s->output.w, s->output.h, QIE_FILTER_LANCZOS,
+                                       QIE_RESAMPLE_PILLOW_13, e->n_threads, out, err);
+    qie_image_destroy(made);
+    return st;
+}
+
+static qie_status decode_image(edit *e, const float *latents, qie_image **out, bool *non_finite,
+                               qie_error *err) {
+    const qie_vae_config *c = &e->m->config.vae;
+    int h = e->p->sizes.grid_h * 2, w = e->p->sizes.grid_w * 2;
+    qie_size px = e->p->sizes.generated;
+    size_t mark = qie_arena_mark(e->run.arena);
+    float *map, *pixels;
+    QIE_TRY(alloc(&e->run, (int64_t)h * w * c->z_dim, &map, err));
+    QIE_TRY(alloc(&e->run, 3ll * px.w * px.h, &pixels, err));
+    qie_latents_unpack(c, latents, h, w, map);
+    if (e->i_image == 0)
+        observe_map(e, "vae_decode_input", map, h, w, c->z_dim);
+    QIE_TRY(qie_vae_decode(e->m->vae, &e->run, map, h, w, e->p->memory.vae_tiled, pixels, err));
+    if (!all_finite(pixels, 3ll * px.w * px.h)) {
+        *non_finite = true;
+        return qie_fail(err, QIE_E_INTERNAL, NULL, "the VAE's decoder gave values that are no numbers");
+    }
+    if (e->i_image == 0)
+        observe_map(e, "decoded", pixels, px.h, px.w, 3);
+    qie_image *made;
+    QIE_TRY(qie_image_create(px.w, px.h, &made, err));
+    qie_pixels_to_image(pixels, made);
+    qie_arena_release(e->run.arena, mark);
+    return fit_output(e, made, out, err);
+}
+
+static qie_status decode_stage(edit *e, qie_edit_result *result, bool *non_finite, qie_error *err) {
+    int n = e->p->options.num_images;
+    result->images = calloc((size_t)n, sizeof *result->images);
+    QIE_FAIL_IF(!result->images, QIE_E_NO_MEMORY, err, NULL, "out of memory");
+    for (e->i_image = 0; e->i_image < n; e->i_image++) {
+        tell(e, "decode", e->i_image, n, NULL);
+        QIE_TRY(decode_image(e, e->latents[e->i_image], &result->images[e->i_image], non_finite, err));
+        result->n_images++;
+        if (constant(result->images[e->i_image]))
+            qie_log(QIE_LOG_WARN, "pipeline", "picture %d is of one colour throughout", e->i_image + 1);
+    }
+    e->i_image = n - 1;
+    tell(e, "decode", n, n, NULL);
+    return QIE_OK;
+}
+
+/* ---- the whole */
+
+static qie_status begin(edit *e, qie_model *m, const qie_run *run, qie_prepared *p, qie_error *err) {
+    memset(e, 0, sizeof *e);
+    e->m = m;
+    e->run = *run;
+    e->run.beat = on_beat;
+    e->run.beat_arg = e;
+    e->p = p;
+    e->n_threads = run->compute->n_threads;
+    e->started = e->last_told = qie_now_s();
+    int64_t ch = m->config.transformer.in_channels, n = p->sizes.n_target * ch;
+    for (int i = 0; i < p->n_passes; i++)
+        QIE_TRY(alloc(run, p->n_text[i] * m->config.text.hidden_size, &e->prompt_embeds[i], err));
+    QIE_TRY(alloc(run, p->sizes.n_reference * ch, &e->image_latents, err));
+    for (int i = 0; i < 2; i++)
+        QIE_TRY(alloc(run, n, &e->velocity[i], err));
+    for (int i = 0; i < p->options.num_images; i++)
+        QIE_TRY(alloc(run, n, &e->latents[i], err));
+    int n_steps = p->options.num_inference_steps;
+    QIE_TRY(alloc(run, 2ll * n_steps + 1, &e->sigmas, err));
+    e->timesteps = e->sigmas + n_steps + 1;
+    qie_scheduler_sigmas(&m->config.scheduler, n_steps, p->sizes.n_target, e->sigmas, e->timesteps);
+    return QIE_OK;
+}
+
+qie_status qie_pipeline_run(qie_model *m, const qie_run *run, qie_prepared *p, qie_edit_result *result,
+                            bool *non_finite, qie_error *err) {
+    edit e;
+    *non_finite = false;
+    memset(result, 0, sizeof *result);
+    qie_status st = begin(&e, m, run, p, err);
+    if (st == QIE_OK)
+        st = text_stage(&e, err);
+    if (st == QIE_OK)
+        st = reference_stage(&e, err);
+    double encoded = qie_now_s(), denoised = encoded;
+    if (st == QIE_OK)
+        st = denoise_stage(&e, non_finite, err);
+    if (st == QIE_OK) {
+        denoised = qie_now_s();
+        st = decode_stage(&e, result, non_finite, err);
+    }
+    if (st != QIE_OK) {
+        qie_edit_result_release(result);
+        return st;
+    }
+    double now = qie_now_s();
+    result->seed = p->options.seed;
+    result->encode_s = encoded - e.started;
+    result->denoise_s = denoised - encoded;
+    result->decode_s = now - denoised;
+    result->total_s = now - e.started;
+    return QIE_OK;
+}
+
+qie_status qie_pipeline_probe(qie_model *m, const qie_run *run, qie_prepared *p,
+                              double *seconds_per_block, qie_error *err) {
+    edit e;
+    qie_denoiser *d;
+    QIE_TRY(begin(&e, m, run, p, err));
+    for (int i = 0; i < p->n_passes; i++)
+        memset(e.prompt_embeds[i], 0,
+               sizeof(float) * (size_t)(p->n_text[i] * m->config.text.hidden_size));
+    memset(e.image_latents, 0,
+           sizeof(float) * (size_t)(p->sizes.n_reference * m->config.transformer.in_channels));
+    QIE_TRY(make_denoiser(&e, &d, err));
+    return qie_denoiser_probe(d, &e.run, seconds_per_block, err);
+}
