@@ -65,11 +65,11 @@ static bool speaks_chinese(void) {
     return false;
 }
 
-static void introduce(const qie_engine *engine) {
+static void introduce(const qie_engine *engine, bool named) {
     qie_engine_info info;
     qie_engine_get_info(engine, &info);
     const char *about = speaks_chinese() && info.about_zh ? info.about_zh : info.about_en;
-    if (info.is_demo)
+    if (info.is_demo && !named)
         cli_note("no model named: this is the built-in demo model; --model or QWEN_EDIT_2511_DIR "
                  "names another");
     if (about)
@@ -81,13 +81,14 @@ static void introduce(const qie_engine *engine) {
 
 static qie_status open_engine(const cli_values *v, qie_engine **engine, qie_error *err) {
     char *model = NULL;
+    bool named;
     *engine = NULL;
-    QIE_TRY(cli_choose_model(v, &model, err));
+    QIE_TRY(cli_choose_model(v, &model, &named, err));
     qie_engine_options options = engine_options(v, model);
     qie_status st = qie_engine_open(&options, engine, err);
     if (st == QIE_OK) {
         cli_interrupt_set_engine(*engine);
-        introduce(*engine);
+        introduce(*engine, named);
     }
     free(model);
     return st;
@@ -104,6 +105,7 @@ static void print_json(qie_json *o) {
 static qie_status run_request(qie_engine *engine, const cli_values *v, cli_request *r,
                               qie_json **result, qie_error *err) {
     bool text = !cli_on(v, OPT_JSON);
+    cli_ui_forget_warnings();
     cli_request_choose_seed(r);
     return cli_on(v, OPT_DRY_RUN) ? cli_job_plan(engine, r, text, result, err)
                                   : cli_job_run(engine, r, text, result, err);
@@ -190,12 +192,11 @@ static qie_status run_lines(const cli_values *v, qie_engine *engine, batch *b, q
         cli_ui_set_line(b->line);
         qie_json *result = NULL;
         qie_error line_error = {0};
-        qie_status line_st = (size_t)n > LINE_MAX_BYTES
-                                 ? qie_fail(&line_error, QIE_E_TOO_LARGE, "line",
-                                            "the line has %zd bytes, the limit "
-                                            "is %u",
-                                            n, LINE_MAX_BYTES)
-                                 : run_line(v, engine, text, (size_t)n, &result, &line_error);
+        qie_status line_st =
+            (size_t)n > LINE_MAX_BYTES
+                ? qie_fail(&line_error, QIE_E_TOO_LARGE, "line",
+                           "the line has %zd bytes, the limit is %u", n, LINE_MAX_BYTES)
+                : run_line(v, engine, text, (size_t)n, &result, &line_error);
         finish_line(b, cli_on(v, OPT_JSON), line_st, result, &line_error);
         qie_json_free(result);
         cli_ui_set_line(0);
@@ -243,7 +244,7 @@ qie_status cli_run_edit(cli_values *values, qie_error *err) {
     qie_engine *engine = NULL;
     qie_status st;
     QIE_FAIL_IF(
-        values->n_args > 0, QIE_E_USAGE, err, "arguments",
+        values->n_args > 0, QIE_E_USAGE, err, NULL,
         "unexpected argument '%s': pictures are given with -i, the instruction with -p, quoted",
         values->args[0]);
     st = prepare_process(values, err);

@@ -10,22 +10,18 @@
 
 /* Write `text` broken at blanks; the cursor stands at `column`, further lines start at `indent`. */
 static void print_wrapped(FILE *to, const char *text, int column, int indent) {
-    for (const char *p = text; *p;) {
+    bool first = true;
+    for (const char *p = text; *p; p += strspn(p, " ")) {
         int n = (int)strcspn(p, " ");
-        if (column + n > LINE_WIDTH && column > indent) {
+        if (!first && column + 1 + n > LINE_WIDTH) {
             fprintf(to, "\n%*s", indent, "");
             column = indent;
+            first = true;
         }
-        fprintf(to, "%.*s", n, p);
-        column += n;
+        fprintf(to, "%s%.*s", first ? "" : " ", n, p);
+        column += n + !first;
+        first = false;
         p += n;
-        if (*p == ' ') {
-            p++;
-            if (column < LINE_WIDTH) {
-                fputc(' ', to);
-                column++;
-            }
-        }
     }
     fputc('\n', to);
 }

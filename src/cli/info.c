@@ -8,6 +8,7 @@
 #include "base/fs.h"
 #include "cli/commands.h"
 #include "cli/model_choice.h"
+#include "hub/cache.h"
 #include "qie/edit.h"
 #include "qie/image.h"
 
@@ -190,13 +191,15 @@ static bool is_picture(const char *path) {
 
 qie_status cli_run_info(cli_values *values, qie_error *err) {
     bool json = cli_on(values, OPT_JSON);
-    QIE_FAIL_IF(values->n_args != 1, QIE_E_USAGE, err, "arguments",
+    QIE_FAIL_IF(values->n_args != 1, QIE_E_USAGE, err, NULL,
                 "info needs one file or folder: qwen-edit info FILE|FOLDER");
     const char *path = values->args[0];
     if (qie_file_exists(path) && is_picture(path))
         return info_picture(path, json, err);
     if (qie_file_exists(path))
         return info_model(path, json, err);
+    QIE_FAIL_IF(strcmp(path, "demo") != 0 && !qie_dir_exists(path) && !qie_hub_is_repo(path),
+                QIE_E_NOT_FOUND, err, NULL, "'%s' does not exist", path);
     char *model = NULL;
     QIE_TRY(cli_resolve_model(path, "info", &model, err));
     qie_status st = info_model(model, json, err);

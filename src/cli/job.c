@@ -164,14 +164,21 @@ static void announce(qie_engine *engine, const cli_request *r, const qie_edit_pl
         snprintf(scale, sizeof scale, "true CFG %g (two passes a step)", p->true_cfg_scale);
     else
         snprintf(scale, sizeof scale, "no CFG");
-    cli_note("%s, %s, %s; %dx%d%s, %d steps, %s, seed %llu", info.model_name, info.precision,
-             info.cpu_level, p->width, p->height, size, p->num_inference_steps, scale,
-             (unsigned long long)r->options.seed);
+    if (cli_ui_is_json()) {
+        qie_json *start = plan_json(p);
+        qie_json_put(start, "seed", qie_json_new_int((int64_t)r->options.seed));
+        qie_json_put(start, "model", qie_json_new_string(info.model_name));
+        qie_json_put(start, "precision", qie_json_new_string(info.precision));
+        cli_event("start", start);
+    } else
+        cli_note("%s, %s, %s; %dx%d%s, %d step%s, %s, seed %llu", info.model_name, info.precision,
+                 info.cpu_level, p->width, p->height, size, p->num_inference_steps,
+                 p->num_inference_steps == 1 ? "" : "s", scale,
+                 (unsigned long long)r->options.seed);
     /* https://huggingface.co/Qwen/Qwen-Image-Edit-2511: guidance_embeds is false in its config. */
     if (r->options.guidance_scale < 1 || r->options.guidance_scale > 1)
         cli_warn("guidance_scale %g has no effect: this model is not distilled for guidance "
-                 "(true_cfg_scale is "
-                 "what steers it)",
+                 "(true_cfg_scale is what steers it)",
                  r->options.guidance_scale);
     tell_warnings(p);
 }
@@ -255,7 +262,7 @@ static qie_json *result_json(const qie_engine *engine, const qie_edit_result *ou
     qie_json_put(o, "model", qie_json_new_string(info.model_name));
     qie_json_put(o, "precision", qie_json_new_string(out->retried_f32 ? "f32" : info.precision));
     qie_json_put(o, "timings", timings_json(out));
-    qie_json_put(o, "warnings", warnings_json(&out->plan));
+    qie_json_put(o, "warnings", cli_warnings_json());
     return o;
 }
 

@@ -49,6 +49,11 @@ qie_status cli_run_help(cli_values *values, qie_error *err) {
 
 static qie_status run_command(const cli_command *command, cli_values *v, int argc, char **argv,
                               qie_error *err) {
+    /* Even a wrong flag is told to a machine as it asked. */
+    bool json = false;
+    for (int i = 0; i < argc; i++)
+        json = json || (command->bit == CMD_EDIT && !strcmp(argv[i], "--json"));
+    cli_ui_start(json, false);
     QIE_TRY(cli_parse_arguments(v, command, argc, argv, err));
     if (cli_on(v, OPT_HELP)) {
         cli_print_help(stdout, command);
@@ -58,13 +63,10 @@ static qie_status run_command(const cli_command *command, cli_values *v, int arg
         printf("qwen-edit %s\n", qie_version());
         return QIE_OK;
     }
-    cli_ui_start(cli_on(v, OPT_JSON) && command->bit == CMD_EDIT, cli_on(v, OPT_QUIET));
     QIE_TRY(cli_parse_environment(v, command, err));
     QIE_TRY(cli_parse_config(v, command, err));
-    cli_ui_start(cli_on(v, OPT_JSON) && command->bit == CMD_EDIT, cli_on(v, OPT_QUIET));
-    return command->bit == CMD_EDIT   ? cli_run_edit(v, err)
-           : command->bit == CMD_INFO ? cli_run_info(v, err)
-                                      : cli_run_help(v, err);
+    cli_ui_start(json, cli_on(v, OPT_QUIET));
+    return command->run(v, err);
 }
 
 /* With --json a failure is an object on standard output too, so that its last line always tells the
@@ -123,7 +125,7 @@ int main(int argc, char **argv) {
     qie_status st = run_command(command, &values, argc - 2, argv + 2, &error);
     if (st != QIE_OK && error.status != QIE_OK) { /* else it was reported */
         cli_report(&error);
-        if (cli_on(&values, OPT_JSON))
+        if (cli_ui_is_json())
             print_error_json(&error);
     }
     cli_values_release(&values);

@@ -58,15 +58,16 @@ static const char *named_by(cli_source source) {
                                         : "model in the config file";
 }
 
-qie_status cli_choose_model(const cli_values *values, char **model, qie_error *err) {
+qie_status cli_choose_model(const cli_values *values, char **model, bool *named, qie_error *err) {
     const char *name = cli_text(values, OPT_MODEL, NULL);
+    *named = name != NULL;
     if (name)
         return cli_resolve_model(name, named_by(cli_get(values, OPT_MODEL)->source), model, err);
     qie_error cause;
-    if (qie_hub_find_snapshot(CLI_RELEASED_MODEL, NULL, model, NULL) == QIE_OK) {
+    if (qie_hub_find_snapshot(QIE_HUB_DEFAULT_REPO, NULL, model, NULL) == QIE_OK) {
         if (qie_hub_check_complete(*model, &cause) == QIE_OK)
             return QIE_OK;
-        cli_warn("the copy of %s in the cache is not complete: %s", CLI_RELEASED_MODEL,
+        cli_warn("the copy of %s in the cache is not complete: %s", QIE_HUB_DEFAULT_REPO,
                  cause.message);
         free(*model);
     }

@@ -7,10 +7,8 @@
 #include "cli/options.h"
 #include "qie/error.h"
 
-#define CLI_RELEASED_MODEL "Qwen/Qwen-Image-Edit-2511"
-
-/* *model: new string, a folder or "demo". Errors: QIE_E_NOT_FOUND. */
-qie_status cli_choose_model(const cli_values *values, char **model, qie_error *err);
+/* *model: new string, a folder or "demo"; *named: the user chose it. Errors: QIE_E_NOT_FOUND. */
+qie_status cli_choose_model(const cli_values *values, char **model, bool *named, qie_error *err);
 /* A name given by the user as a folder: "demo" stays, ORG/NAME becomes its snapshot in the cache.
  */
 qie_status cli_resolve_model(const char *name, const char *where, char **model, qie_error *err);

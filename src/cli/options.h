@@ -113,10 +113,13 @@ typedef struct cli_variable {
 } cli_variable;
 extern const cli_variable CLI_VARIABLES[];
 
+struct cli_values;
 typedef struct cli_command {
     const char *name;
     unsigned bit; /* CMD_* */
     const char *synopsis, *summary, *description;
+    /* A failure with an empty `err` has been reported already. */
+    qie_status (*run)(struct cli_values *values, qie_error *err);
 } cli_command;
 extern const cli_command CLI_COMMANDS[]; /* ended by a NULL name */
 const cli_command *cli_command_find(const char *name);

@@ -1,4 +1,5 @@
 /* The table itself: commands, options, variables. Only data. */
+#include "cli/commands.h"
 #include "cli/options.h"
 
 const char *const CLI_GROUP_TITLES[GROUP_COUNT] = {
@@ -8,20 +9,29 @@ const char *const CLI_GROUP_TITLES[GROUP_COUNT] = {
 };
 
 const cli_command CLI_COMMANDS[] = {
-    {"edit", CMD_EDIT, "edit -i PICTURE [-i PICTURE ...] -p TEXT -o FILE [OPTION ...]",
-     "edit pictures by instruction",
-     "Edits one or several pictures as the instruction says and writes the result. Pictures are "
-     "numbered in "
-     "the order given (\"Picture 1\" ...); the last one decides the shape of the result. The last "
-     "line on "
-     "standard output is the path of the file written."},
-    {"info", CMD_INFO, "info FILE|FOLDER [OPTION ...]",
-     "what an edited picture, a model folder or a weight file contains",
-     "Prints the parameters stored in a picture that this program wrote, or the components, sizes "
-     "and types of "
-     "a model folder, or the tensors of a safetensors file. \"demo\" names the built-in model."},
-    {"help", CMD_HELP, "help [COMMAND | --man | --completions bash|zsh]", "explain a command",
-     "Prints the help of a command, the manual page or the completions of a shell."},
+    {.name = "edit",
+     .bit = CMD_EDIT,
+     .run = cli_run_edit,
+     .synopsis = "edit -i PICTURE [-i PICTURE ...] -p TEXT -o FILE [OPTION ...]",
+     .summary = "edit pictures by instruction",
+     .description =
+         "Edits one or several pictures as the instruction says and writes the result. Pictures "
+         "are numbered in the order given (\"Picture 1\" ...); the last one decides the shape of "
+         "the result. The last line on standard output is the path of the file written."},
+    {.name = "info",
+     .bit = CMD_INFO,
+     .run = cli_run_info,
+     .synopsis = "info FILE|FOLDER [OPTION ...]",
+     .summary = "what an edited picture, a model folder or a weight file contains",
+     .description = "Prints the parameters stored in a picture that this program wrote, or the "
+                    "components, sizes and types of a model folder, or the tensors of a "
+                    "safetensors file. \"demo\" names the built-in model."},
+    {.name = "help",
+     .bit = CMD_HELP,
+     .run = cli_run_help,
+     .synopsis = "help [COMMAND | --man | --completions bash|zsh]",
+     .summary = "explain a command",
+     .description = "Prints the help of a command, the manual page or the completions of a shell."},
     {0},
 };
 
@@ -47,37 +57,34 @@ const cli_option CLI_OPTIONS[OPT_COUNT] = {
                     .help = "the instruction, in any language, 1 to 32000 characters",
                     .group = GROUP_EDIT,
                     .commands = CMD_EDIT},
-    [OPT_PROMPT_FILE] =
-        {.name = "prompt-file",
+    [OPT_PROMPT_FILE] = {.name = "prompt-file",
+                         .argument = "FILE",
+                         .kind = CLI_TEXT,
+                         .help = "read the instruction from a file (\"-\": standard input); one "
+                                 "line end at the end is dropped",
+                         .group = GROUP_EDIT,
+                         .commands = CMD_EDIT,
+                         .traits = CLI_IS_FILE},
+    [OPT_OUTPUT] = {.name = "output",
+                    .letter = 'o',
+                    .argument = "FILE",
+                    .kind = CLI_TEXT,
+                    .env = "QWEN_EDIT_OUTPUT",
+                    .field = "output_path",
+                    .help = "result: .png, .jpg, .jpeg or .webp; an existing file is replaced when "
+                            "the new one is complete",
+                    .group = GROUP_EDIT,
+                    .commands = CMD_EDIT,
+                    .traits = CLI_IS_FILE},
+    [OPT_BATCH] =
+        {.name = "batch",
          .argument = "FILE",
          .kind = CLI_TEXT,
-         .help = "read the instruction from a file (\"-\": standard input); one line end at the "
-                 "end is dropped",
+         .help = "many edits with one loading of the model: a JSON object on each line, fields as "
+                 "in POST /edit (\"-\": standard input); flags are the defaults of every line",
          .group = GROUP_EDIT,
          .commands = CMD_EDIT,
          .traits = CLI_IS_FILE},
-    [OPT_OUTPUT] =
-        {.name = "output",
-         .letter = 'o',
-         .argument = "FILE",
-         .kind = CLI_TEXT,
-         .env = "QWEN_EDIT_OUTPUT",
-         .field = "output_path",
-         .help =
-             "result: .png, .jpg, .jpeg or .webp; an existing file is replaced when the new one is "
-             "complete",
-         .group = GROUP_EDIT,
-         .commands = CMD_EDIT,
-         .traits = CLI_IS_FILE},
-    [OPT_BATCH] = {.name = "batch",
-                   .argument = "FILE",
-                   .kind = CLI_TEXT,
-                   .help = "many edits with one loading of the model: a JSON object on each line, "
-                           "fields as in POST "
-                           "/edit (\"-\": standard input); flags are the defaults of every line",
-                   .group = GROUP_EDIT,
-                   .commands = CMD_EDIT,
-                   .traits = CLI_IS_FILE},
     [OPT_NEGATIVE] = {.name = "negative",
                       .letter = 'n',
                       .argument = "TEXT",
@@ -103,16 +110,14 @@ const cli_option CLI_OPTIONS[OPT_COUNT] = {
                   .group = GROUP_EDIT,
                   .commands = CMD_EDIT,
                   .traits = KEEP},
-    [OPT_FORCE_SEED] =
-        {.name = "force-seed",
-         .kind = CLI_FLAG,
-         .field = "force_seed",
-         .help =
-             "use the seed named even if an input was made with it (chained edits with one seed "
-             "degrade)",
-         .group = GROUP_EDIT,
-         .commands = CMD_EDIT,
-         .traits = KEEP},
+    [OPT_FORCE_SEED] = {.name = "force-seed",
+                        .kind = CLI_FLAG,
+                        .field = "force_seed",
+                        .help = "use the seed named even if an input was made with it (chained "
+                                "edits with one seed degrade)",
+                        .group = GROUP_EDIT,
+                        .commands = CMD_EDIT,
+                        .traits = KEEP},
     [OPT_STEPS] = {.name = "steps",
                    .letter = 's',
                    .argument = "N",
@@ -325,14 +330,12 @@ const cli_option CLI_OPTIONS[OPT_COUNT] = {
                      .group = GROUP_GENERAL,
                      .commands = CMD_EDIT,
                      .traits = KEEP},
-    [OPT_JSON] =
-        {.name = "json",
-         .kind = CLI_FLAG,
-         .help =
-             "for machines: events as JSON lines on standard error, the result as the last line on "
-             "standard output",
-         .group = GROUP_GENERAL,
-         .commands = CMD_EDIT | CMD_INFO},
+    [OPT_JSON] = {.name = "json",
+                  .kind = CLI_FLAG,
+                  .help = "for machines: events as JSON lines on standard error, the result as the "
+                          "last line on standard output",
+                  .group = GROUP_GENERAL,
+                  .commands = CMD_EDIT | CMD_INFO},
     [OPT_CONFIG] = {.name = "config",
                     .argument = "FILE",
                     .kind = CLI_TEXT,
@@ -388,15 +391,15 @@ const cli_option CLI_OPTIONS[OPT_COUNT] = {
                    .help = "type in which the noise is drawn",
                    .group = GROUP_DEVELOPER,
                    .commands = CMD_EDIT},
-    [OPT_INJECT] = {.name = "inject",
-                    .argument = "NAME=FILE",
-                    .kind = CLI_TEXT,
-                    .help = "take a tensor (noise, latents, prompt_embeds, neg.prompt_embeds, "
-                            "image_latents) from a "
-                            "safetensors file instead of computing it; repeatable",
-                    .group = GROUP_DEVELOPER,
-                    .commands = CMD_EDIT,
-                    .traits = CLI_REPEAT | CLI_IS_FILE},
+    [OPT_INJECT] =
+        {.name = "inject",
+         .argument = "NAME=FILE",
+         .kind = CLI_TEXT,
+         .help = "take a tensor (noise, latents, prompt_embeds, neg.prompt_embeds, image_latents) "
+                 "from a safetensors file instead of computing it; repeatable",
+         .group = GROUP_DEVELOPER,
+         .commands = CMD_EDIT,
+         .traits = CLI_REPEAT | CLI_IS_FILE},
 };
 
 const cli_variable CLI_VARIABLES[] = {
@@ -410,9 +413,8 @@ const cli_variable CLI_VARIABLES[] = {
      "zh...: what the model says about itself is printed in Chinese (also LC_ALL, LC_MESSAGES)"},
     {"OMP_WAIT_POLICY",
      "how idle threads wait; the program sets passive for itself unless it is set"},
-    {"PYTORCH_ALLOC_CONF",
-     "accepted and not needed: memory is planned before the first step, nothing can "
-     "fragment (also PYTORCH_CUDA_ALLOC_CONF)"},
+    {"PYTORCH_ALLOC_CONF", "accepted and not needed: memory is planned before the first step, "
+                           "nothing can fragment (also PYTORCH_CUDA_ALLOC_CONF)"},
     {"QIE_LOG", "level or component:level, comma-separated: error, warn, info, debug, trace"},
     {"QIE_CPU", "lower the instruction set: ref, avx2, avx512, avx512bf16, amx"},
     {"QIE_DUMP", "write intermediate tensors to this safetensors file"},

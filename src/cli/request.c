@@ -261,8 +261,7 @@ void cli_request_choose_seed(cli_request *request) {
     if (used && !request->force_seed) {
         request->options.seed = derived_seed(named);
         cli_warn("an input picture was made with seed %llu; edits chained with one seed degrade, "
-                 "so seed %llu "
-                 "is used (--force-seed keeps yours)",
+                 "so seed %llu is used (--force-seed keeps yours)",
                  (unsigned long long)named, (unsigned long long)request->options.seed);
     }
 }

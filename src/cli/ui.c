@@ -20,6 +20,8 @@ static struct {
     double drawn_at;
     char stage[32];
     int step, i_image;
+    char warnings[16][512]; /* of the running job, for its result */
+    int n_warnings;
 } ui = {.step = -1};
 
 static void on_log(void *arg, qie_log_level level, const char *component, const char *text);
@@ -60,6 +62,10 @@ static void put_event(qie_json *event) {
     qie_json_free(event);
 }
 
+bool cli_ui_is_json(void) {
+    return ui.json;
+}
+
 static qie_json *new_event(const char *kind) {
     qie_json *event = qie_json_new_object();
     qie_json_put(event, "event", qie_json_new_string(kind));
@@ -72,6 +78,15 @@ static qie_json *new_event(const char *kind) {
 static qie_json *json_text(const char *text) {
     qie_json *s = qie_json_new_string(text);
     return s ? s : qie_json_new_string("(not UTF-8)");
+}
+
+void cli_event(const char *kind, qie_json *members) {
+    if (ui.json && !ui.quiet) {
+        qie_json *event = new_event(kind);
+        qie_json_put(event, kind, members);
+        put_event(event);
+    } else
+        qie_json_free(members);
 }
 
 /* kind: "note", "warning" or "error"; colour: an SGR number */
@@ -112,7 +127,20 @@ void cli_warn(const char *fmt, ...) {
     va_start(ap, fmt);
     vsnprintf(text, sizeof text, fmt, ap);
     va_end(ap);
+    if (ui.n_warnings < (int)(sizeof ui.warnings / sizeof *ui.warnings))
+        snprintf(ui.warnings[ui.n_warnings++], sizeof *ui.warnings, "%.511s", text);
     say("warning", 33, text);
+}
+
+qie_json *cli_warnings_json(void) {
+    qie_json *a = qie_json_new_array();
+    for (int i = 0; i < ui.n_warnings; i++)
+        qie_json_push(a, json_text(ui.warnings[i]));
+    return a;
+}
+
+void cli_ui_forget_warnings(void) {
+    ui.n_warnings = 0;
 }
 
 static void on_log(void *arg, qie_log_level level, const char *component, const char *text) {

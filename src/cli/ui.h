@@ -22,6 +22,12 @@ void cli_progress(const qie_progress *progress);
 /* Take the bar away; async-signal-safe is not needed: the handler only writes a line end. */
 void cli_progress_end(void);
 
+/* Warnings said since cli_ui_forget_warnings, as a new array of strings. */
+qie_json *cli_warnings_json(void);
+void cli_ui_forget_warnings(void);
+bool cli_ui_is_json(void);
+/* An event of its own kind, with --json only; takes the object (may be NULL). */
+void cli_event(const char *kind, qie_json *members);
 /* {"message", "type", "param", "exit_code"} as new JSON. */
 qie_json *cli_error_json(const qie_error *error);
 /* "12 s", "3 min 20 s", "2 h 05 min" */
