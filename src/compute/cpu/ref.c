@@ -129,14 +129,16 @@ static void ref_qk_norm_rope(qie_compute *c, const qie_qk_norm_rope_args *a) {
                     x0 *= s * qie_ref_load(a->norm.data, a->norm.dtype, i0);
                     x1 *= s * qie_ref_load(a->norm.data, a->norm.dtype, i1);
                 }
-                float cs = a->cos ? a->cos[r * half + j] : 1, sn = a->cos ? a->sin[r * half + j] : 0;
+                float cs = a->cos ? a->cos[r * half + j] : 1,
+                      sn = a->cos ? a->sin[r * half + j] : 0;
                 qie_ref_store(a->x.data, a->x.dtype, base + i0, x0 * cs - x1 * sn);
                 qie_ref_store(a->x.data, a->x.dtype, base + i1, x1 * cs + x0 * sn);
             }
         }
 }
 
-/* One query row of one head with a running softmax over keys [from, to): no row of scores is kept. */
+/* One query row of one head with a running softmax over keys [from, to): no row of scores is kept.
+ */
 static void attend(const qie_attention_args *a, int64_t row, int head, int64_t from, int64_t to) {
     enum { MAX_D = 512 };
     int d = a->head_dim, kv = head / (a->n_heads / a->n_kv_heads);
@@ -146,8 +148,9 @@ static void attend(const qie_attention_args *a, int64_t row, int head, int64_t f
     for (int64_t key = from; key < to; key++) {
         double dot = 0;
         for (int i = 0; i < d; i++)
-            dot += (double)qie_ref_load(a->q.data, a->q.dtype, row * a->q.ld + (int64_t)head * d + i) *
-                   (double)qie_ref_load(a->k.data, a->k.dtype, key * a->k.ld + (int64_t)kv * d + i);
+            dot +=
+                (double)qie_ref_load(a->q.data, a->q.dtype, row * a->q.ld + (int64_t)head * d + i) *
+                (double)qie_ref_load(a->k.data, a->k.dtype, key * a->k.ld + (int64_t)kv * d + i);
         float s = (float)dot * a->scale;
         if (s > max) {
             double f = exp((double)max - (double)s);
@@ -159,7 +162,8 @@ static void attend(const qie_attention_args *a, int64_t row, int head, int64_t f
         double p = exp((double)s - (double)max);
         sum += p;
         for (int i = 0; i < d; i++)
-            acc[i] += p * (double)qie_ref_load(a->v.data, a->v.dtype, key * a->v.ld + (int64_t)kv * d + i);
+            acc[i] += p * (double)qie_ref_load(a->v.data, a->v.dtype,
+                                               key * a->v.ld + (int64_t)kv * d + i);
     }
     for (int i = 0; i < d; i++)
         qie_ref_store(a->dst.data, a->dst.dtype, row * a->dst.ld + (int64_t)head * d + i,
@@ -237,7 +241,8 @@ static void ref_channel_norm(qie_compute *c, qie_fmap x, qie_vec gamma, bool sil
         for (int i = 0; i < x.c; i++) {
             float v = qie_ref_load(x.data, x.dtype, p * x.c + i) * s *
                       qie_ref_load(gamma.data, gamma.dtype, i);
-            qie_ref_store(dst.data, dst.dtype, p * x.c + i, silu ? qie_ref_act(QIE_ACT_SILU, v) : v);
+            qie_ref_store(dst.data, dst.dtype, p * x.c + i,
+                          silu ? qie_ref_act(QIE_ACT_SILU, v) : v);
         }
     }
 }
@@ -270,7 +275,8 @@ static void ref_cfg_combine(qie_compute *c, const float *cond, const float *unco
             nc += (double)p[i] * (double)p[i];
             nm += (double)m * (double)m;
         }
-        /* The reference divides by zero for an all-zero row; its limit of no guidance is the row itself. */
+        /* The reference divides by zero for an all-zero row; its limit of no guidance is the row
+         * itself. */
         float f = nm > 0 ? (float)(sqrt(nc) / sqrt(nm)) : 1.0f;
         for (int64_t i = 0; i < cols; i++)
             o[i] = (q[i] + scale * (p[i] - q[i])) * f;

@@ -1,0 +1,69 @@
+/* What the drivers of the back end "cpu" share: the chosen kernels and the division of the scratch
+ * memory. Scratch = one area that all threads read (packed convolution weights), then one area a
+ * thread. */
+#ifndef QIE_COMPUTE_CPU_CPU_STATE_H
+#define QIE_COMPUTE_CPU_CPU_STATE_H
+
+#include "compute/cpu/kernels.h"
+
+enum {
+    QIE_TASK_COLS =
+        128, /* columns that one task computes: its packed B stays in the core's cache */
+    QIE_TASK_ROWS = 1024, /* rows that share one packing of B */
+    QIE_A_BYTES = (QIE_MR_MAX * QIE_A_STRIDE + 63) / 64 * 64,
+    QIE_B_BYTES = QIE_TASK_COLS * QIE_K_BYTES,
+    QIE_C_BYTES = QIE_TASK_COLS * QIE_TASK_ROWS * 4,
+};
+
+typedef struct qie_cpu_state {
+    const qie_kernels *kernels;
+    const qie_gemm *bf16; /* NULL: bf16 is widened and takes the float kernels */
+    size_t shared_bytes, thread_bytes;
+} qie_cpu_state;
+
+static inline const qie_cpu_state *qie_cpu_state_of(const qie_compute *c) {
+    return (const qie_cpu_state *)c->state;
+}
+/* Kernels for activations of this type. */
+static inline const qie_gemm *qie_cpu_gemm(const qie_compute *c, qie_dtype act) {
+    const qie_cpu_state *s = qie_cpu_state_of(c);
+    return act == QIE_BF16 && s->bf16 ? s->bf16 : s->kernels->f32;
+}
+static inline unsigned char *qie_cpu_thread_scratch(const qie_compute *c, int i_thread) {
+    const qie_cpu_state *s = qie_cpu_state_of(c);
+    return c->scratch + s->shared_bytes + (size_t)i_thread * s->thread_bytes;
+}
+static inline int64_t qie_ceil_div(int64_t a, int64_t b) {
+    return (a + b - 1) / b;
+}
+
+/* B of one task for one block of k, in panels of two vectors of columns, the last of one or two. */
+typedef struct qie_panels {
+    int n; /* panels */
+    int vectors[QIE_TASK_COLS / 8];
+    int col[QIE_TASK_COLS / 8]; /* first column */
+    int cols;                   /* of C, padded */
+} qie_panels;
+static inline qie_panels qie_panels_make(int64_t cols, int vw) {
+    qie_panels p = {.n = 0};
+    for (int c = 0; c < cols; p.n++) {
+        p.col[p.n] = c;
+        p.vectors[p.n] = cols - c > vw ? 2 : 1;
+        c += p.vectors[p.n] * vw;
+        p.cols = c;
+    }
+    return p;
+}
+
+/* Bytes a thread that attention needs for heads of up to this size. */
+size_t qie_cpu_attention_bytes(int max_head_dim);
+/* Bytes of the shared area that a convolution needs. */
+size_t qie_cpu_conv_bytes(int64_t max_conv_k, int64_t max_conv_n);
+
+void qie_cpu_linear(qie_compute *c, const qie_linear_args *a);
+void qie_cpu_conv2d(qie_compute *c, const qie_conv2d_args *a);
+void qie_cpu_attention(qie_compute *c, const qie_attention_args *a);
+/* rms_norm, layer_norm, qk_norm_rope, channel_norm, embed, convert, cfg_combine */
+void qie_cpu_fill_rows(qie_ops *ops);
+
+#endif

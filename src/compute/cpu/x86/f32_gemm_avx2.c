@@ -1,0 +1,23 @@
+#if defined(__x86_64__)
+/* 16 registers: 6 x 2 sums, two vectors of B, one of A. */
+#include "compute/cpu/x86/vec_avx2.inc"
+
+#define MR 6
+#include "compute/cpu/x86/f32_gemm.inc"
+
+const qie_gemm qie_f32_gemm_avx2 = {
+    .mr = MR,
+    .vw = VW,
+    .unit = 1,
+    .dtype = QIE_F32,
+    .tile = TILE_TABLE,
+    .pack_b = f32_pack_b_avx2,
+    .copy_a = f32_copy_a_avx2,
+    .gather_a = f32_gather_a_avx2,
+    .pack_v = f32_pack_v_avx2,
+    .dots = f32_dots_avx2,
+    .softmax = f32_softmax_avx2,
+};
+#else
+typedef int qie_empty_translation_unit;
+#endif

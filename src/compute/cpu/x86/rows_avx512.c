@@ -1,0 +1,22 @@
+#if defined(__x86_64__)
+#include <math.h>
+
+#include "compute/cpu/x86/vec_avx512.inc"
+
+#include "compute/cpu/x86/rows.inc"
+
+const qie_kernels qie_kernels_avx512 = {
+    .name = "avx512",
+    .f32 = &qie_f32_gemm_avx512,
+    .epilogue = f32_epilogue_avx512,
+    .finish_attention = f32_finish_attention_avx512,
+    .convert = f32_convert_avx512,
+    .rms_norm = f32_rms_norm_avx512,
+    .layer_norm = f32_layer_norm_avx512,
+    .qk_norm_rope = f32_qk_norm_rope_avx512,
+    .channel_norm = f32_channel_norm_avx512,
+    .cfg_combine = f32_cfg_combine_avx512,
+};
+#else
+typedef int qie_empty_translation_unit;
+#endif
