@@ -373,18 +373,15 @@ static qie_status list_tree(const qie_hub_client *c, const qie_endpoint *e, cons
         QIE_TRY(st);
         url[0] = 0;
         if (r.next[0]) {
-            if (!strncmp(r.next, "http", 4)) {
-                /* A page elsewhere could list anything, and would be asked with our token's trust. */
-                QIE_FAIL_IF(!qie_http_same_origin(r.next, e->url), QIE_E_NETWORK, err, NULL,
-                            "%s continues its list of files at another host: refused", e->url);
-                snprintf(url, sizeof url, "%s", r.next);
-            } else {
-                char origin[300];
-                qie_http_origin(e->url, origin, sizeof origin);
-                QIE_FAIL_IF(r.next[0] != '/' || r.next[1] == '/', QIE_E_NETWORK, err, NULL,
-                            "%s continues its list of files at no address", e->url);
-                snprintf(url, sizeof url, "%s%.3700s", origin, r.next);
-            }
+            /* A mirror may pass on the address of the hub behind it: only the path counts, and it is asked where
+             * the first page was, so that no other host can add files to the list. */
+            const char *path = strstr(r.next, "://");
+            path = path ? strchr(path + 3, '/') : r.next;
+            char want[300];
+            snprintf(want, sizeof want, "/api/models/%s/tree/", repo);
+            QIE_FAIL_IF(!path || strncasecmp(path, want, strlen(want)), QIE_E_NETWORK, err, NULL,
+                        "%s continues its list of files at another place: refused", e->url);
+            snprintf(url, sizeof url, "%s%.3000s", e->url, path);
         }
     }
     return QIE_OK;

@@ -665,6 +665,18 @@ int qie_http_run(qie_http *h, int timeout_ms) {
     return running;
 }
 
+void qie_http_stop_all(qie_http *h) {
+    while (h->active) {
+        transfer *t = h->active;
+        h->active = t->next;
+        curl_multi_remove_handle(h->multi, t->easy);
+        if (t->req.on_end)
+            t->req.on_end(t->req.arg, &t->reply, QIE_HTTP_STOPPED, "stopped");
+        curl_easy_cleanup(t->easy);
+        transfer_free(t);
+    }
+}
+
 /* ------------------------------------------------------------------ one request, waited for */
 
 typedef struct fetch {

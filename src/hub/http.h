@@ -90,6 +90,8 @@ void qie_http_destroy(qie_http *h);
 qie_status qie_http_start(qie_http *h, const qie_http_request *request, qie_error *err);
 /* Drive the transfers for at most timeout_ms; returns how many still run. */
 int qie_http_run(qie_http *h, int timeout_ms);
+/* End every transfer; each on_end is called with QIE_HTTP_STOPPED. */
+void qie_http_stop_all(qie_http *h);
 
 /* One request, waited for; the body, at most max_bytes, as a new string in *text (free(); NULL when text is
  * NULL). Returns QIE_HTTP_OK whatever the HTTP status was; *why explains other ends. `stop`: may be NULL; looked
