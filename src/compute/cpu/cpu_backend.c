@@ -36,6 +36,8 @@ static void fill(qie_compute *c, qie_cpu_state *state) {
     state->bf16 = c->level >= QIE_CPU_AVX512BF16 ? &qie_bf16_gemm_avx512bf16 : NULL;
     c->bf16_native = state->bf16 != NULL;
     c->ops.linear = qie_cpu_linear;
+    c->ops.conv2d = qie_cpu_conv2d;
+    c->ops.attention = qie_cpu_attention;
     qie_cpu_fill_rows(&c->ops);
 }
 #endif
