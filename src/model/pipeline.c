@@ -10,7 +10,7 @@
 #include "base/error.h"
 #include "base/log.h"
 #include "base/rng.h"
-#include "image/image.h"
+#include "image/geometry.h"
 #include "image/resample.h"
 #include "model/latents.h"
 #include "model/scheduler.h"

@@ -7,7 +7,6 @@
 
 #include "base/error.h"
 #include "base/strbuf.h"
-#include "image/image.h"
 #include "model/pipeline.h"
 
 #define MAX_PROMPT_CHARACTERS 32000 /* http-api.md, POST /edit */

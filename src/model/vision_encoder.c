@@ -174,6 +174,8 @@ qie_status qie_vision_encode(qie_text_encoder *e, const qie_run *run, const qie_
     int64_t out = v->out_hidden_size;
     qie_run_linear(run, b.wide, &w->merge2, QIE_ACT_NONE, QIE_STORE_SET,
                    qie_mat_make(b.merged, QIE_F32, sizes->n_vision_tokens, out));
+    int64_t shape[2] = {sizes->n_vision_tokens, out};
+    qie_observe_f32(run->observer, "merger_out_window_order", b.merged, 2, shape);
     for (int64_t t = 0; t < sizes->n_vision_tokens; t++)
         memcpy(features + b.index[t] * out, b.merged + t * out, sizeof(float) * (size_t)out);
     qie_arena_release(run->arena, mark);

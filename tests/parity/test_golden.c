@@ -77,7 +77,7 @@ static int compare_stages(const qie_weights *ref, const qie_weights *got) {
     int bad = 0, compared = 0;
     for (size_t i = 0; i < qie_weights_count(ref); i++) {
         const qie_tensor *r = qie_weights_at(ref, i), *g = qie_weights_find(got, r->name);
-        if (!g) /* in window order; checked in raster order as vision_features */
+        if (!g)
             continue;
         if (g->n_elements != r->n_elements) {
             printf("  %-22s %lld values, expected %lld\n", r->name, (long long)g->n_elements,

@@ -30,7 +30,7 @@ static qie_status read_with(const char *name, const char *text, qie_model_config
         table[k++] = (qie_builtin_file){NAMES[i], data[i], data[i] + n};
         if (name && !strcmp(name, NAMES[i])) {
             if (!text)
-                k--;
+                table[--k] = (qie_builtin_file){0};
             else
                 table[k - 1] = (qie_builtin_file){name, (const unsigned char *)text,
                                                   (const unsigned char *)text + strlen(text)};
