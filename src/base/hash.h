@@ -1,4 +1,5 @@
-/* Hashes of files, fed piece by piece: sha256 (large files of a hub) and git's blob sha1 (small ones). */
+/* Hashes of files, fed piece by piece: sha256 (large files of a hub) and git's blob sha1 (small
+ * ones). */
 #ifndef QIE_BASE_HASH_H
 #define QIE_BASE_HASH_H
 
@@ -17,7 +18,8 @@ typedef enum qie_hash_kind {
 
 typedef struct qie_hash qie_hash;
 
-/* `size` is the content's length, which git's form hashes first. Errors: QIE_E_NO_MEMORY, QIE_E_INTERNAL. */
+/* `size` is the content's length, which git's form hashes first. Errors: QIE_E_NO_MEMORY,
+ * QIE_E_INTERNAL. */
 qie_status qie_hash_create(qie_hash_kind kind, int64_t size, qie_hash **out, qie_error *err);
 void qie_hash_destroy(qie_hash *h);
 void qie_hash_update(qie_hash *h, const void *data, size_t n);

@@ -1,5 +1,5 @@
-/* Mutual exclusion for the few places where several threads share state outside of qie_parallel_for's
- * split-by-output rule (a download whose hash is computed while it arrives). */
+/* Mutual exclusion for the few places where several threads share state outside of
+ * qie_parallel_for's split-by-output rule (a download whose hash is computed while it arrives). */
 #ifndef QIE_BASE_SYNC_H
 #define QIE_BASE_SYNC_H
 

@@ -9,5 +9,11 @@
 qie_status cli_run_edit(cli_values *values, qie_error *err);
 qie_status cli_run_info(cli_values *values, qie_error *err);
 qie_status cli_run_help(cli_values *values, qie_error *err);
+qie_status cli_run_pull(cli_values *values, qie_error *err);
+qie_status cli_run_verify(cli_values *values, qie_error *err);
+qie_status cli_run_doctor(cli_values *values, qie_error *err);
+qie_status cli_run_list(cli_values *values, qie_error *err);
+qie_status cli_run_rm(cli_values *values, qie_error *err);
+qie_status cli_run_prune(cli_values *values, qie_error *err);
 
 #endif

@@ -10,16 +10,17 @@
 #include "base/fs.h"
 
 static qie_engine *volatile the_engine; /* read by the handler */
-static volatile sig_atomic_t n_signals;
+static volatile sig_atomic_t n_signals, is_polled;
 
 static void on_signal(int signal_number) {
     int saved = errno;
     qie_engine *engine = the_engine;
     (void)signal_number;
     qie_file_remove_partial();
-    if (n_signals++ == 0 && engine) {
+    if (n_signals++ == 0 && (engine || is_polled)) {
         static const char text[] = "\nqwen-edit: stopping; once more to leave at once\n";
-        qie_engine_cancel(engine);
+        if (engine)
+            qie_engine_cancel(engine);
         if (isatty(STDERR_FILENO)) {
             ssize_t ignored = write(STDERR_FILENO, text, sizeof text - 1);
             (void)ignored;
@@ -47,6 +48,10 @@ void cli_interrupt_install(void) {
 
 void cli_interrupt_set_engine(qie_engine *engine) {
     the_engine = engine;
+}
+
+void cli_interrupt_set_polled(bool polled) {
+    is_polled = polled;
 }
 
 bool cli_interrupted(void) {

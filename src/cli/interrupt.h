@@ -10,6 +10,8 @@
 void cli_interrupt_install(void);
 /* The engine that the first signal cancels; NULL (at start): the first signal ends the process. */
 void cli_interrupt_set_engine(qie_engine *engine);
+/* For work that looks at cli_interrupted by itself: the first signal only sets it. */
+void cli_interrupt_set_polled(bool polled);
 bool cli_interrupted(void);
 
 #endif

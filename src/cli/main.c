@@ -118,7 +118,7 @@ int main(int argc, char **argv) {
     const cli_command *command = cli_command_find(word);
     if (!command)
         return unknown_word(word);
-    if (command->bit == CMD_EDIT)
+    if (command->bit & CMD_EVENTS)
         restart_with_passive_threads(argv);
     cli_values values = {0};
     qie_error error = {0};

@@ -43,6 +43,19 @@ typedef enum cli_option_id {
     OPT_THREADS,
     OPT_NICE,
     OPT_MEMORY_LIMIT,
+    OPT_LOCAL_DIR,
+    OPT_REVISION,
+    OPT_INCLUDE,
+    OPT_EXCLUDE,
+    OPT_ENDPOINT,
+    OPT_CACHE_DIR,
+    OPT_JOBS,
+    OPT_RETRIES,
+    OPT_RECHECK,
+    OPT_NO_HASH,
+    OPT_DETACHED,
+    OPT_YES,
+    OPT_HEADROOM,
     OPT_QUIET,
     OPT_VERBOSE,
     OPT_JSON,
@@ -68,6 +81,7 @@ typedef enum cli_kind {
 
 typedef enum cli_group {
     GROUP_EDIT = 0,
+    GROUP_HUB,
     GROUP_SIZE,
     GROUP_OUTPUT,
     GROUP_MACHINE,
@@ -79,7 +93,15 @@ typedef enum cli_group {
 #define CMD_EDIT (1u << 0)
 #define CMD_INFO (1u << 1)
 #define CMD_HELP (1u << 2)
-#define CMD_ALL (CMD_EDIT | CMD_INFO | CMD_HELP)
+#define CMD_PULL (1u << 3)
+#define CMD_VERIFY (1u << 4)
+#define CMD_DOCTOR (1u << 5)
+#define CMD_LIST (1u << 6)
+#define CMD_RM (1u << 7)
+#define CMD_PRUNE (1u << 8)
+#define CMD_CACHE (CMD_LIST | CMD_RM | CMD_PRUNE)
+#define CMD_EVENTS (CMD_EDIT | CMD_PULL | CMD_VERIFY) /* long work: progress, several threads */
+#define CMD_ALL (CMD_EDIT | CMD_INFO | CMD_HELP | CMD_PULL | CMD_VERIFY | CMD_DOCTOR | CMD_CACHE)
 
 #define CLI_REPEAT (1u << 0)    /* may be given more than once; all values count */
 #define CLI_IN_CONFIG (1u << 1) /* may stand in the config file, under its name */

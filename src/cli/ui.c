@@ -200,7 +200,7 @@ static int terminal_width(void) {
 }
 
 static void describe(const qie_progress *p, char *out, size_t cap) {
-    char left[64] = "", duration[32], image[32] = "";
+    char left[64] = "", duration[32], image[48] = "";
     if (p->seconds_left >= 0)
         snprintf(left, sizeof left, ", %s left",
                  cli_duration(p->seconds_left, duration, sizeof duration));
@@ -272,6 +272,31 @@ void cli_progress(const qie_progress *p) {
     else if (ui.line)
         fprintf(stderr, "qwen-edit: line %d: %s\n", ui.line, text);
     else
+        fprintf(stderr, "qwen-edit: %s\n", text);
+}
+
+void cli_work(double part, const char *text, qie_json *event) {
+    static double told_at = -1e9, told_part = -1;
+    double now = qie_now_s();
+    bool terminal = ui.terminal && !ui.json;
+    bool due = terminal  ? now - ui.drawn_at >= REDRAW_S
+               : ui.json ? now - told_at >= 1
+                         : now - told_at >= 60 || part >= told_part + 0.05 || part < told_part;
+    if (ui.quiet || !due) {
+        qie_json_free(event);
+        return;
+    }
+    told_at = ui.drawn_at = now;
+    told_part = part;
+    if (ui.json) {
+        put_event(event);
+        return;
+    }
+    qie_json_free(event);
+    if (terminal) {
+        qie_progress p = {.step = part < 0 ? 0 : (int)(part * 1000), .total = 1000};
+        draw_bar(&p, text);
+    } else
         fprintf(stderr, "qwen-edit: %s\n", text);
 }
 

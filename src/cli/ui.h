@@ -19,6 +19,11 @@ void cli_note(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 void cli_warn(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 void cli_report(const qie_error *error);
 void cli_progress(const qie_progress *progress);
+/* Progress of other work: `part` 0..1 done, < 0 unknown; text beside the bar. On a terminal at most
+ * ten times a second; elsewhere when `part` has grown by a twentieth or a minute has passed; with
+ * --json the event, which is taken over, once a second. `event` may be NULL when !cli_ui_is_json().
+ */
+void cli_work(double part, const char *text, qie_json *event);
 /* Take the bar away; async-signal-safe is not needed: the handler only writes a line end. */
 void cli_progress_end(void);
 

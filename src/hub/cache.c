@@ -79,8 +79,8 @@ qie_status qie_cache_dir(char **out, const char **origin, qie_error *err) {
 qie_status qie_cache_repo_dir(const char *cache, const char *repo, char **out, qie_error *err) {
     *out = NULL;
     QIE_FAIL_IF(!qie_hub_repo_is_valid(repo), QIE_E_INVALID, err, "repository",
-                "'%.120s' is no name of a model repository; write it as OWNER/NAME, for example %s", repo,
-                QIE_HUB_DEFAULT_REPO);
+                "'%.120s' is no name of a model repository; write it as OWNER/NAME, for example %s",
+                repo, QIE_HUB_DEFAULT_REPO);
     char folder[256];
     const char *slash = strchr(repo, '/');
     if (slash)
@@ -92,8 +92,8 @@ qie_status qie_cache_repo_dir(const char *cache, const char *repo, char **out, q
     return QIE_OK;
 }
 
-qie_status qie_cache_commit(const char *cache, const char *repo, const char *revision, char commit[41],
-                            qie_error *err) {
+qie_status qie_cache_commit(const char *cache, const char *repo, const char *revision,
+                            char commit[41], qie_error *err) {
     char *dir;
     commit[0] = 0;
     if (!revision)
@@ -119,8 +119,8 @@ qie_status qie_cache_commit(const char *cache, const char *repo, const char *rev
     }
     free(dir);
     QIE_FAIL_IF(!commit[0], QIE_E_NOT_FOUND, err, "model",
-                "revision '%s' of %s is not in the cache '%s': type qwen-edit pull %s", revision, repo,
-                cache, repo);
+                "revision '%s' of %s is not in the cache '%s': type qwen-edit pull %s", revision,
+                repo, cache, repo);
     return QIE_OK;
 }
 
@@ -234,7 +234,8 @@ bool qie_hub_is_repo(const char *name) {
     return strchr(name, '/') && qie_hub_repo_is_valid(name);
 }
 
-qie_status qie_hub_find_snapshot(const char *repo, const char *revision, char **dir, qie_error *err) {
+qie_status qie_hub_find_snapshot(const char *repo, const char *revision, char **dir,
+                                 qie_error *err) {
     char *cache = NULL, *repo_dir = NULL, commit[41];
     *dir = NULL;
     QIE_TRY(qie_cache_dir(&cache, NULL, err));
@@ -249,7 +250,8 @@ qie_status qie_hub_find_snapshot(const char *repo, const char *revision, char **
         free(*dir);
         *dir = NULL;
         st = qie_fail(err, QIE_E_NOT_FOUND, "model",
-                      "no file of %s is in the cache '%s' yet: type qwen-edit pull %s", repo, cache, repo);
+                      "no file of %s is in the cache '%s' yet: type qwen-edit pull %s", repo, cache,
+                      repo);
     }
     free(repo_dir);
     free(cache);
@@ -280,9 +282,10 @@ qie_status qie_hub_check_complete(const char *dir, qie_error *err) {
     if (!qie_model_missing(dir, note_missing, &f))
         return QIE_OK;
     bool cached = qie_cache_repo_of(dir, repo, sizeof repo);
-    return qie_fail(err, QIE_E_NOT_FOUND, "model", "'%s' is not complete, %d file%s missing (%s%s): type %s%s%s",
-                    dir, f.n, f.n == 1 ? " is" : "s are", f.names, f.n > 3 ? ", ..." : "",
-                    "qwen-edit pull ", cached ? repo : "REPO --local-dir ", cached ? "" : dir);
+    return qie_fail(err, QIE_E_NOT_FOUND, "model",
+                    "'%s' is not complete, %d file%s missing (%s%s): type %s%s%s", dir, f.n,
+                    f.n == 1 ? " is" : "s are", f.names, f.n > 3 ? ", ..." : "", "qwen-edit pull ",
+                    cached ? repo : "REPO --local-dir ", cached ? "" : dir);
 }
 
 /* ------------------------------------------------------------------ locks */
@@ -290,7 +293,9 @@ qie_status qie_hub_check_complete(const char *dir, qie_error *err) {
 char *qie_cache_lock_path(const char *cache, const char *repo_dir, const char *etag) {
     const char *slash = strrchr(repo_dir, '/');
     char *p = NULL;
-    return asprintf(&p, "%s/.locks/%s/%s.lock", cache, slash ? slash + 1 : repo_dir, etag) < 0 ? NULL : p;
+    return asprintf(&p, "%s/.locks/%s/%s.lock", cache, slash ? slash + 1 : repo_dir, etag) < 0
+               ? NULL
+               : p;
 }
 
 qie_status qie_lock_try(const char *path, int *fd, qie_error *err) {
@@ -303,7 +308,8 @@ qie_status qie_lock_try(const char *path, int *fd, qie_error *err) {
     QIE_TRY(st);
     for (;;) {
         int f = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK, 0664);
-        QIE_FAIL_IF(f < 0, QIE_E_IO, err, path, "cannot make the lock file '%s': %s", path, strerror(errno));
+        QIE_FAIL_IF(f < 0, QIE_E_IO, err, path, "cannot make the lock file '%s': %s", path,
+                    strerror(errno));
         if (flock(f, LOCK_EX | LOCK_NB)) {
             int e = errno;
             close(f);
@@ -313,9 +319,11 @@ qie_status qie_lock_try(const char *path, int *fd, qie_error *err) {
                 return QIE_OK;
             return qie_fail(err, QIE_E_IO, path, "cannot lock '%s': %s", path, strerror(e));
         }
-        /* `prune` may have unlinked the file between our open and our lock: then the name is another file. */
+        /* `prune` may have unlinked the file between our open and our lock: then the name is
+         * another file. */
         struct stat a, b;
-        if (fstat(f, &a) == 0 && stat(path, &b) == 0 && a.st_ino == b.st_ino && a.st_dev == b.st_dev) {
+        if (fstat(f, &a) == 0 && stat(path, &b) == 0 && a.st_ino == b.st_ino &&
+            a.st_dev == b.st_dev) {
             *fd = f;
             return QIE_OK;
         }

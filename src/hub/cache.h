@@ -3,9 +3,10 @@
  * Layout (shared with huggingface_hub, in both directions):
  *   <cache>/models--OWNER--NAME/refs/REVISION           the commit
  *                              /snapshots/COMMIT/PATH    link to ../../blobs/ETAG
- *                              /blobs/ETAG               the content; ETAG.*.incomplete while it is fetched
- *                              /trees/COMMIT.json        what the commit holds
- *   <cache>/.locks/models--OWNER--NAME/ETAG.lock         flock while a blob is fetched or removed */
+ *                              /blobs/ETAG               the content; ETAG.*.incomplete while it is
+ * fetched /trees/COMMIT.json        what the commit holds
+ *   <cache>/.locks/models--OWNER--NAME/ETAG.lock         flock while a blob is fetched or removed
+ */
 #ifndef QIE_HUB_CACHE_H
 #define QIE_HUB_CACHE_H
 
@@ -19,7 +20,8 @@
 #define QIE_HUB_DEFAULT_REPO "Qwen/Qwen-Image-Edit-2511"
 
 /* The cache folder in force (new string): HF_HUB_CACHE, HUGGINGFACE_HUB_CACHE, HF_HOME/hub,
- * XDG_CACHE_HOME/huggingface/hub, ~/.cache/huggingface/hub. *origin (may be NULL) names the variable, static. */
+ * XDG_CACHE_HOME/huggingface/hub, ~/.cache/huggingface/hub. *origin (may be NULL) names the
+ * variable, static. */
 qie_status qie_cache_dir(char **out, const char **origin, qie_error *err);
 /* HF_HOME in force (new string; NULL when out of memory or without a home). */
 char *qie_cache_home(void);
@@ -28,22 +30,23 @@ qie_status qie_cache_repo_dir(const char *cache, const char *repo, char **out, q
 
 /* Commit that `revision` (NULL: main) stands for in the cache: refs/REVISION or the commit itself.
  * Errors: QIE_E_NOT_FOUND. */
-qie_status qie_cache_commit(const char *cache, const char *repo, const char *revision, char commit[41],
-                            qie_error *err);
+qie_status qie_cache_commit(const char *cache, const char *repo, const char *revision,
+                            char commit[41], qie_error *err);
 
 /* True for "OWNER/NAME". */
 bool qie_hub_is_repo(const char *name);
-/* Folder of the snapshot of a revision (NULL: main) in the cache in force, complete or not (new string).
- * Errors: QIE_E_NOT_FOUND with the command that fetches it. */
-qie_status qie_hub_find_snapshot(const char *repo, const char *revision, char **dir, qie_error *err);
-/* QIE_OK when the model folder has all files that it needs to be opened; else QIE_E_NOT_FOUND with their names
- * and the command that fetches them. */
+/* Folder of the snapshot of a revision (NULL: main) in the cache in force, complete or not (new
+ * string). Errors: QIE_E_NOT_FOUND with the command that fetches it. */
+qie_status qie_hub_find_snapshot(const char *repo, const char *revision, char **dir,
+                                 qie_error *err);
+/* QIE_OK when the model folder has all files that it needs to be opened; else QIE_E_NOT_FOUND with
+ * their names and the command that fetches them. */
 qie_status qie_hub_check_complete(const char *dir, qie_error *err);
 
 /* Called for each file that the folder lacks; return false to stop. */
 typedef bool (*qie_missing_fn)(void *arg, const char *path);
-/* Files that the folder's own index files name (model_index.json, *.index.json, configs) and that are not
- * there. Returns how many. `dir` need not exist. */
+/* Files that the folder's own index files name (model_index.json, *.index.json, configs) and that
+ * are not there. Returns how many. `dir` need not exist. */
 size_t qie_model_missing(const char *dir, qie_missing_fn fn, void *arg);
 
 /* "owner/name" of a path inside the cache's layout; false for any other path. */
@@ -53,12 +56,12 @@ bool qie_cache_repo_of(const char *dir, char *repo, size_t cap);
 
 typedef struct qie_cache_revision {
     char commit[41];
-    char *refs;         /* "main, v1"; "" if none */
-    int64_t bytes;      /* of its files, each blob once */
+    char *refs;    /* "main, v1"; "" if none */
+    int64_t bytes; /* of its files, each blob once */
     int n_files;
-    int n_broken;       /* links to blobs that are not there */
-    int n_missing;      /* files that the commit has and the snapshot lacks; -1: not known */
-    int64_t modified;   /* seconds since 1970 */
+    int n_broken;     /* links to blobs that are not there */
+    int n_missing;    /* files that the commit has and the snapshot lacks; -1: not known */
+    int64_t modified; /* seconds since 1970 */
 } qie_cache_revision;
 
 typedef struct qie_cache_repo {
@@ -79,7 +82,8 @@ typedef struct qie_cache_scan {
 } qie_cache_scan;
 
 /* Models of the cache (repo NULL: all). A cache that does not exist is an empty one. */
-qie_status qie_cache_scan_read(const char *cache, const char *repo, qie_cache_scan *out, qie_error *err);
+qie_status qie_cache_scan_read(const char *cache, const char *repo, qie_cache_scan *out,
+                               qie_error *err);
 void qie_cache_scan_release(qie_cache_scan *s);
 
 /* What a removal did or would do. */
@@ -90,12 +94,12 @@ typedef struct qie_cache_removal {
 
 typedef void (*qie_removed_fn)(void *arg, const char *path, int64_t bytes);
 
-/* Remove a model, or one revision of it (ref or commit) with the blobs that only it uses. Nothing is removed
- * while another process fetches a file of it (QIE_E_CONFLICT). dry: only report. */
+/* Remove a model, or one revision of it (ref or commit) with the blobs that only it uses. Nothing
+ * is removed while another process fetches a file of it (QIE_E_CONFLICT). dry: only report. */
 qie_status qie_cache_remove(const char *cache, const char *repo, const char *revision, bool dry,
                             qie_removed_fn fn, void *arg, qie_cache_removal *out, qie_error *err);
-/* Remove partial files, blobs without a link and lock files that nobody holds; with `detached` also snapshots
- * that no ref names. Files being fetched at this moment stay (n_busy). */
+/* Remove partial files, blobs without a link and lock files that nobody holds; with `detached` also
+ * snapshots that no ref names. Files being fetched at this moment stay (n_busy). */
 qie_status qie_cache_prune(const char *cache, bool detached, bool dry, qie_removed_fn fn, void *arg,
                            qie_cache_removal *out, qie_error *err);
 

@@ -26,7 +26,8 @@ static bool is_true(const char *v) {
                  !strcasecmp(v, "true"));
 }
 
-static qie_status add_endpoints(const char *list, const char *where, qie_hub_settings *s, qie_error *err) {
+static qie_status add_endpoints(const char *list, const char *where, qie_hub_settings *s,
+                                qie_error *err) {
     while (*list) {
         size_t n = strcspn(list, ",; \t");
         if (n) {
@@ -44,14 +45,15 @@ static qie_status add_endpoints(const char *list, const char *where, qie_hub_set
             while (len && from[len - 1] == '/')
                 len--;
             bool scheme = !strncasecmp(from, "http://", 7) || !strncasecmp(from, "https://", 8);
-            int w = snprintf(e->url, sizeof e->url, "%s%.*s", scheme ? "" : "https://", (int)len, from);
+            int w =
+                snprintf(e->url, sizeof e->url, "%s%.*s", scheme ? "" : "https://", (int)len, from);
             char origin[300];
             qie_http_origin(e->url, origin, sizeof origin);
             QIE_FAIL_IF(w < 0 || (size_t)w >= sizeof e->url || origin[0] == '(' ||
                             strpbrk(e->url, "?#") != NULL,
                         QIE_E_INVALID, err, where,
-                        "%s: '%.*s' is no address of a hub; write it as https://huggingface.co", where,
-                        (int)(n > 200 ? 200 : n), list);
+                        "%s: '%.*s' is no address of a hub; write it as https://huggingface.co",
+                        where, (int)(n > 200 ? 200 : n), list);
             if (strcasestr(origin, "modelscope"))
                 e->kind = QIE_HUB_MODELSCOPE;
             s->n_endpoints++;
@@ -83,8 +85,8 @@ static qie_status read_token(qie_hub_settings *s, qie_error *err) {
             continue;
         v += strspn(v, " \t\r\n");
         size_t n = strcspn(v, " \t\r\n");
-        QIE_FAIL_IF(n >= sizeof s->token, QIE_E_INVALID, err, names[i], "%s is longer than %zu characters",
-                    names[i], sizeof s->token - 1);
+        QIE_FAIL_IF(n >= sizeof s->token, QIE_E_INVALID, err, names[i],
+                    "%s is longer than %zu characters", names[i], sizeof s->token - 1);
         if (!n)
             continue;
         snprintf(s->token, sizeof s->token, "%.*s", (int)n, v);
@@ -105,15 +107,17 @@ static qie_status read_token(qie_hub_settings *s, qie_error *err) {
     /* A token goes into a header line: nothing in it may end the line. */
     for (const char *p = s->token; *p; p++)
         if ((unsigned char)*p <= 0x20 || (unsigned char)*p >= 0x7f) {
-            qie_status st = qie_fail(err, QIE_E_INVALID, s->token_origin,
-                                     "the token from %s holds characters that no token has", s->token_origin);
+            qie_status st =
+                qie_fail(err, QIE_E_INVALID, s->token_origin,
+                         "the token from %s holds characters that no token has", s->token_origin);
             s->token[0] = 0;
             return st;
         }
     return QIE_OK;
 }
 
-qie_status qie_hub_settings_read(char *const *endpoints, size_t n, qie_hub_settings *out, qie_error *err) {
+qie_status qie_hub_settings_read(char *const *endpoints, size_t n, qie_hub_settings *out,
+                                 qie_error *err) {
     memset(out, 0, sizeof *out);
     for (size_t i = 0; i < n; i++)
         QIE_TRY(add_endpoints(endpoints[i], "--endpoint", out, err));
@@ -136,8 +140,9 @@ qie_status qie_hub_settings_read(char *const *endpoints, size_t n, qie_hub_setti
     if (t) {
         char *end;
         long v = strtol(t, &end, 10);
-        QIE_FAIL_IF(*end || v < 1 || v > 3600, QIE_E_INVALID, err, "HF_HUB_DOWNLOAD_TIMEOUT",
-                    "HF_HUB_DOWNLOAD_TIMEOUT is '%.40s', a number of seconds from 1 to 3600 is needed", t);
+        QIE_FAIL_IF(
+            *end || v < 1 || v > 3600, QIE_E_INVALID, err, "HF_HUB_DOWNLOAD_TIMEOUT",
+            "HF_HUB_DOWNLOAD_TIMEOUT is '%.40s', a number of seconds from 1 to 3600 is needed", t);
         out->stall_timeout_s = (int)v;
     }
     static const char *const bundles[] = {"CURL_CA_BUNDLE", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"};
@@ -154,8 +159,8 @@ const char *qie_hub_revision_for(qie_hub_kind kind, const char *revision) {
     return revision ? revision : "main";
 }
 
-void qie_hub_file_url(const qie_endpoint *e, const char *repo, const char *revision, const char *path,
-                      char *out, size_t cap) {
+void qie_hub_file_url(const qie_endpoint *e, const char *repo, const char *revision,
+                      const char *path, char *out, size_t cap) {
     if (e->kind == QIE_HUB_MODELSCOPE)
         snprintf(out, cap, "%s/api/v1/models/%s/repo?Revision=", e->url, repo);
     else
@@ -171,7 +176,8 @@ void qie_hub_file_url(const qie_endpoint *e, const char *repo, const char *revis
 double qie_hub_backoff(int k, int retry_after_s) {
     static unsigned long long state; /* only spreads clients: no need to be more than that */
     if (!state)
-        state = (unsigned long long)time(NULL) * 2654435761u ^ (unsigned long long)(uintptr_t)&state;
+        state =
+            (unsigned long long)time(NULL) * 2654435761u ^ (unsigned long long)(uintptr_t)&state;
     state = state * 6364136223846793005ull + 1442695040888963407ull;
     double chance = (double)(state >> 40) / (double)(1u << 24);
     double s = 0.25 * pow(2.0, k < 10 ? k : 10);
@@ -198,7 +204,8 @@ static qie_status wait_s(const qie_hub_client *c, double seconds, qie_error *err
 
 /* ------------------------------------------------------------------ words */
 
-qie_status qie_hub_unreachable(const qie_endpoint *e, qie_http_end end, const char *why, qie_error *err) {
+qie_status qie_hub_unreachable(const qie_endpoint *e, qie_http_end end, const char *why,
+                               qie_error *err) {
     char proxy[300];
     qie_http_proxy_for(e->url, proxy, sizeof proxy);
     if (end == QIE_HTTP_TLS)
@@ -207,11 +214,12 @@ qie_status qie_hub_unreachable(const qie_endpoint *e, qie_http_end end, const ch
                         "connections, name its certificate in SSL_CERT_FILE",
                         e->url, why);
     if (end == QIE_HTTP_NO_CONNECT)
-        return qie_fail(err, QIE_E_NETWORK, "HF_ENDPOINT",
-                        "cannot connect to %s%s%s: %s; check the network, set HTTPS_PROXY if one needs a "
-                        "proxy here, or name a mirror: --endpoint https://hf-mirror.com or --endpoint "
-                        "https://www.modelscope.cn (or HF_ENDPOINT=...)",
-                        e->url, proxy[0] ? " through the proxy " : "", proxy, why);
+        return qie_fail(
+            err, QIE_E_NETWORK, "HF_ENDPOINT",
+            "cannot connect to %s%s%s: %s; check the network, set HTTPS_PROXY if one needs a "
+            "proxy here, or name a mirror: --endpoint https://hf-mirror.com or --endpoint "
+            "https://www.modelscope.cn (or HF_ENDPOINT=...)",
+            e->url, proxy[0] ? " through the proxy " : "", proxy, why);
     return qie_fail(err, QIE_E_NETWORK, "HF_ENDPOINT",
                     "%s does not answer properly (%s); try again later or name another hub with "
                     "--endpoint or HF_ENDPOINT",
@@ -223,34 +231,39 @@ qie_status qie_hub_refusal(const qie_hub_settings *s, const qie_endpoint *e, con
                            qie_error *err) {
     bool gated = !strcasecmp(reply->error_code, "GatedRepo");
     if (gated || reply->status == 403)
-        return qie_fail(err, QIE_E_DENIED, "HF_TOKEN",
-                        "%s does not give %s of %s out (%d): accept the model's conditions at %s/%s and "
-                        "set HF_TOKEN to a token of that account%s",
-                        e->url, what, repo, reply->status, e->url, repo,
-                        s->token[0] ? " (the present one was refused)" : "");
-    /* Hugging Face answers 401 for a repository that does not exist, so that private names cannot be probed. */
+        return qie_fail(
+            err, QIE_E_DENIED, "HF_TOKEN",
+            "%s does not give %s of %s out (%d): accept the model's conditions at %s/%s and "
+            "set HF_TOKEN to a token of that account%s",
+            e->url, what, repo, reply->status, e->url, repo,
+            s->token[0] ? " (the present one was refused)" : "");
+    /* Hugging Face answers 401 for a repository that does not exist, so that private names cannot
+     * be probed. */
     if (reply->status == 401)
-        return qie_fail(err, QIE_E_DENIED, "HF_TOKEN",
-                        "%s answers 401 for %s: the repository does not exist there or is private; check "
-                        "the name, or set HF_TOKEN%s",
-                        e->url, repo, s->token[0] ? " to another token (the present one was refused)" : "");
+        return qie_fail(
+            err, QIE_E_DENIED, "HF_TOKEN",
+            "%s answers 401 for %s: the repository does not exist there or is private; check "
+            "the name, or set HF_TOKEN%s",
+            e->url, repo, s->token[0] ? " to another token (the present one was refused)" : "");
     if (reply->status == 404 || reply->status == 410) {
         if (!strcasecmp(reply->error_code, "RevisionNotFound"))
             return qie_fail(err, QIE_E_NOT_FOUND, "revision", "%s has no revision '%s' at %s", repo,
                             revision ? revision : "main", e->url);
         return qie_fail(err, QIE_E_NOT_FOUND, "repository",
-                        "%s has not %s of %s (%d): check the name of the repository and --revision", e->url,
-                        what, repo, reply->status);
+                        "%s has not %s of %s (%d): check the name of the repository and --revision",
+                        e->url, what, repo, reply->status);
     }
     if (reply->status == 429)
-        return qie_fail(err, QIE_E_NETWORK, "HF_TOKEN",
-                        "%s asks for fewer requests (429): wait some minutes, set HF_TOKEN if you have "
-                        "an account, or name a mirror with --endpoint",
-                        e->url);
-    return qie_fail(err, QIE_E_NETWORK, "HF_ENDPOINT",
-                    "%s answers %d for %s of %s: try again later, or name another hub with --endpoint or "
-                    "HF_ENDPOINT",
-                    e->url, reply->status, what, repo);
+        return qie_fail(
+            err, QIE_E_NETWORK, "HF_TOKEN",
+            "%s asks for fewer requests (429): wait some minutes, set HF_TOKEN if you have "
+            "an account, or name a mirror with --endpoint",
+            e->url);
+    return qie_fail(
+        err, QIE_E_NETWORK, "HF_ENDPOINT",
+        "%s answers %d for %s of %s: try again later, or name another hub with --endpoint or "
+        "HF_ENDPOINT",
+        e->url, reply->status, what, repo);
 }
 
 /* ------------------------------------------------------------------ questions */
@@ -263,8 +276,8 @@ static qie_status ask(const qie_hub_client *c, const qie_endpoint *e, const qie_
         qie_http_request r = *base;
         r.token = c->settings->token[0] && e->kind == QIE_HUB_HF ? c->settings->token : NULL;
         r.token_origin = e->url;
-        qie_http_end end = qie_http_fetch(c->http, &r, QIE_HUB_JSON_MAX, text, n, reply, why, c->stop,
-                                          c->stop_arg);
+        qie_http_end end = qie_http_fetch(c->http, &r, QIE_HUB_JSON_MAX, text, n, reply, why,
+                                          c->stop, c->stop_arg);
         QIE_FAIL_IF(end == QIE_HTTP_STOPPED, QIE_E_CANCELLED, err, NULL, "interrupted");
         if (end == QIE_HTTP_OK && !qie_hub_may_retry(reply->status))
             return QIE_OK;
@@ -272,7 +285,8 @@ static qie_status ask(const qie_hub_client *c, const qie_endpoint *e, const qie_
             free(*text);
             *text = NULL;
         }
-        /* A name that does not resolve, a refused port or a bad certificate will not heal in a minute. */
+        /* A name that does not resolve, a refused port or a bad certificate will not heal in a
+         * minute. */
         bool hopeless = end == QIE_HTTP_TLS || (end == QIE_HTTP_NO_CONNECT && k >= 2) ||
                         end == QIE_HTTP_REDIRECT;
         if (hopeless || k + 1 >= c->max_tries) {
@@ -282,7 +296,8 @@ static qie_status ask(const qie_hub_client *c, const qie_endpoint *e, const qie_
         }
         double s = qie_hub_backoff(k, end == QIE_HTTP_OK ? reply->retry_after_s : -1);
         if (end == QIE_HTTP_OK)
-            qie_log(QIE_LOG_INFO, "hub", "%s answers %d; again in %.1f s", e->url, reply->status, s);
+            qie_log(QIE_LOG_INFO, "hub", "%s answers %d; again in %.1f s", e->url, reply->status,
+                    s);
         else
             qie_log(QIE_LOG_INFO, "hub", "%s; again in %.1f s", why, s);
         QIE_TRY(wait_s(c, s, err));
@@ -311,7 +326,8 @@ static qie_status ask_file(const qie_hub_client *c, const qie_endpoint *e, const
         free(text);
         size = r1.range_total;
     }
-    QIE_FAIL_IF(size < 0, QIE_E_NETWORK, err, NULL, "%s does not tell the size of '%s'", e->url, f->path);
+    QIE_FAIL_IF(size < 0, QIE_E_NETWORK, err, NULL, "%s does not tell the size of '%s'", e->url,
+                f->path);
     QIE_FAIL_IF(f->size >= 0 && f->size != size, QIE_E_CORRUPT, err, NULL,
                 "%s tells two sizes of '%s': %lld and %lld", e->url, f->path, (long long)f->size,
                 (long long)size);
@@ -334,16 +350,17 @@ static qie_status ask_file(const qie_hub_client *c, const qie_endpoint *e, const
 static qie_status list_modelscope(const qie_hub_client *c, const qie_endpoint *e, const char *repo,
                                   const char *revision, qie_hub_listing *out, qie_error *err) {
     char url[QIE_HTTP_URL_MAX];
-    snprintf(url, sizeof url, "%s/api/v1/models/%s/repo/files?Recursive=true&Revision=", e->url, repo);
+    snprintf(url, sizeof url, "%s/api/v1/models/%s/repo/files?Recursive=true&Revision=", e->url,
+             repo);
     qie_url_escape(url, sizeof url, revision, false);
     qie_http_request q = {.url = url, .from = -1, .to = -1};
     qie_http_reply r;
     char *text = NULL;
     size_t n = 0;
     QIE_TRY(ask(c, e, &q, &text, &n, &r, err));
-    qie_status st = r.status == 200
-                        ? qie_hub_parse_modelscope(text, n, out, err)
-                        : qie_hub_refusal(c->settings, e, repo, revision, "the list of files", &r, err);
+    qie_status st = r.status == 200 ? qie_hub_parse_modelscope(text, n, out, err)
+                                    : qie_hub_refusal(c->settings, e, repo, revision,
+                                                      "the list of files", &r, err);
     free(text);
     return st;
 }
@@ -359,7 +376,8 @@ static qie_status list_tree(const qie_hub_client *c, const qie_endpoint *e, cons
         qie_http_reply r;
         char *text = NULL;
         size_t n = 0;
-        QIE_FAIL_IF(page > 1000, QIE_E_NETWORK, err, NULL, "%s: the list of files does not end", e->url);
+        QIE_FAIL_IF(page > 1000, QIE_E_NETWORK, err, NULL, "%s: the list of files does not end",
+                    e->url);
         QIE_TRY(ask(c, e, &q, &text, &n, &r, err));
         if (r.status != 200) {
             free(text);
@@ -373,8 +391,9 @@ static qie_status list_tree(const qie_hub_client *c, const qie_endpoint *e, cons
         QIE_TRY(st);
         url[0] = 0;
         if (r.next[0]) {
-            /* A mirror may pass on the address of the hub behind it: only the path counts, and it is asked where
-             * the first page was, so that no other host can add files to the list. */
+            /* A mirror may pass on the address of the hub behind it: only the path counts, and it
+             * is asked where the first page was, so that no other host can add files to the list.
+             */
             const char *path = strstr(r.next, "://");
             path = path ? strchr(path + 3, '/') : r.next;
             char want[300];
@@ -410,15 +429,16 @@ qie_status qie_hub_list(const qie_hub_client *c, const qie_endpoint *e, const ch
             st = qie_hub_parse_revision(text, n, false, out, err);
         if (st == QIE_OK)
             st = list_tree(c, e, repo, out, &absent, err);
-        if (st == QIE_OK && absent) /* a mirror without that route: names from here, the rest by HEAD */
+        if (st == QIE_OK &&
+            absent) /* a mirror without that route: names from here, the rest by HEAD */
             st = qie_hub_parse_revision(text, n, true, out, err);
         free(text);
     }
     char head_commit[41] = "";
     for (size_t i = 0; st == QIE_OK && i < out->n; i++)
         if (out->files[i].size < 0 || !out->files[i].etag[0])
-            st = ask_file(c, e, repo, e->kind == QIE_HUB_HF ? out->commit : revision, &out->files[i],
-                          head_commit, err);
+            st = ask_file(c, e, repo, e->kind == QIE_HUB_HF ? out->commit : revision,
+                          &out->files[i], head_commit, err);
     if (st == QIE_OK)
         st = qie_hub_listing_finish(out, err);
     if (st == QIE_OK && !out->n)

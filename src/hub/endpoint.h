@@ -1,7 +1,7 @@
 /* Hubs: their addresses, what they answer, and how often a question is repeated.
  *
- * Two kinds speak here: the Hugging Face hub and its mirrors, and ModelScope. The settings that huggingface_hub
- * takes from the environment are read here too. */
+ * Two kinds speak here: the Hugging Face hub and its mirrors, and ModelScope. The settings that
+ * huggingface_hub takes from the environment are read here too. */
 #ifndef QIE_HUB_ENDPOINT_H
 #define QIE_HUB_ENDPOINT_H
 
@@ -35,28 +35,29 @@ typedef struct qie_hub_settings {
     const char *ca_bundle;      /* CURL_CA_BUNDLE, SSL_CERT_FILE, REQUESTS_CA_BUNDLE; NULL */
 } qie_hub_settings;
 
-/* `endpoints`: addresses given as flags (each may hold several, comma-separated), which win over HF_ENDPOINT.
- * An address is of ModelScope when its host name contains "modelscope" or it is written modelscope:ADDRESS.
- * Errors: QIE_E_INVALID (no address, bad number). */
-qie_status qie_hub_settings_read(char *const *endpoints, size_t n, qie_hub_settings *out, qie_error *err);
+/* `endpoints`: addresses given as flags (each may hold several, comma-separated), which win over
+ * HF_ENDPOINT. An address is of ModelScope when its host name contains "modelscope" or it is
+ * written modelscope:ADDRESS. Errors: QIE_E_INVALID (no address, bad number). */
+qie_status qie_hub_settings_read(char *const *endpoints, size_t n, qie_hub_settings *out,
+                                 qie_error *err);
 
 /* Revision as this kind of hub calls it ("main" is "master" at ModelScope). */
 const char *qie_hub_revision_for(qie_hub_kind kind, const char *revision);
 /* Address of a file. */
-void qie_hub_file_url(const qie_endpoint *e, const char *repo, const char *revision, const char *path,
-                      char *out, size_t cap);
+void qie_hub_file_url(const qie_endpoint *e, const char *repo, const char *revision,
+                      const char *path, char *out, size_t cap);
 
 /* How a question to a hub goes. */
 typedef struct qie_hub_client {
     qie_http *http;
     const qie_hub_settings *settings;
-    int max_tries;               /* of one question without success */
+    int max_tries;                /* of one question without success */
     bool (*stop)(void *stop_arg); /* may be NULL */
     void *stop_arg;
 } qie_hub_client;
 
-/* Seconds to wait before try k (0 first) at the latest after `retry_after_s` (-1: not told): 0.25 s doubling to
- * 20 s, with a quarter of chance so that many clients do not come back together. */
+/* Seconds to wait before try k (0 first) at the latest after `retry_after_s` (-1: not told): 0.25 s
+ * doubling to 20 s, with a quarter of chance so that many clients do not come back together. */
 double qie_hub_backoff(int k, int retry_after_s);
 /* True for answers that may be better next time. */
 bool qie_hub_may_retry(int status);
@@ -65,10 +66,12 @@ qie_status qie_hub_refusal(const qie_hub_settings *s, const qie_endpoint *e, con
                            const char *revision, const char *what, const qie_http_reply *reply,
                            qie_error *err);
 /* The text of an end that is no answer, with what to set. */
-qie_status qie_hub_unreachable(const qie_endpoint *e, qie_http_end end, const char *why, qie_error *err);
+qie_status qie_hub_unreachable(const qie_endpoint *e, qie_http_end end, const char *why,
+                               qie_error *err);
 
-/* The files of a revision (NULL: main) at one endpoint. Sizes and hashes that the list does not tell are asked
- * file by file. Errors: QIE_E_NETWORK, QIE_E_NOT_FOUND, QIE_E_DENIED, QIE_E_CORRUPT, QIE_E_CANCELLED. */
+/* The files of a revision (NULL: main) at one endpoint. Sizes and hashes that the list does not
+ * tell are asked file by file. Errors: QIE_E_NETWORK, QIE_E_NOT_FOUND, QIE_E_DENIED, QIE_E_CORRUPT,
+ * QIE_E_CANCELLED. */
 qie_status qie_hub_list(const qie_hub_client *c, const qie_endpoint *e, const char *repo,
                         const char *revision, qie_hub_listing *out, qie_error *err);
 

@@ -1,10 +1,11 @@
-/* How the work is divided: index 0 of one qie_parallel_for is the network loop (every connection, all decisions,
- * all writes), the others hash. A file belongs to the network until its last byte is there; the hasher only reads
- * below `prefix`, and bytes below it are never written again, so no lock is held while either works. The state
- * changes that cross over: COMPLETE (network -> hasher), DONE and DAMAGED (hasher -> network).
+/* How the work is divided: index 0 of one qie_parallel_for is the network loop (every connection,
+ * all decisions, all writes), the others hash. A file belongs to the network until its last byte is
+ * there; the hasher only reads below `prefix`, and bytes below it are never written again, so no
+ * lock is held while either works. The state changes that cross over: COMPLETE (network -> hasher),
+ * DONE and DAMAGED (hasher -> network).
  *
- * If the pool gives a single thread, the network loop ends when nothing is left to fetch, the hashing follows, and
- * qie_fetch_run starts another round for what was damaged. */
+ * If the pool gives a single thread, the network loop ends when nothing is left to fetch, the
+ * hashing follows, and qie_fetch_run starts another round for what was damaged. */
 #define _GNU_SOURCE
 #include "hub/fetch.h"
 
@@ -22,15 +23,16 @@
 #include "base/parallel.h"
 #include "hub/cache.h"
 
-/* What a connection collects before it writes: fewer system calls than libcurl's 16 KiB pieces, and little enough
- * to lose when killed. */
+/* What a connection collects before it writes: fewer system calls than libcurl's 16 KiB pieces, and
+ * little enough to lose when killed. */
 #define BUFFER_BYTES ((size_t)128 << 10)
-/* A second connection to one file only while all together bring less: above, the one is not what limits, and a
- * file that arrives in order is hashed in step. */
+/* A second connection to one file only while all together bring less: above, the one is not what
+ * limits, and a file that arrives in order is hashed in step. */
 #define SPLIT_BELOW_BYTES_PER_S 3e8
 #define FIRST_CLAIM ((int64_t)32 << 20)
 #define MAX_CLAIM ((int64_t)1 << 30)
-#define CLAIM_SECONDS 4.0 /* of one connection's speed: long against a round trip, short against the end */
+#define CLAIM_SECONDS \
+    4.0 /* of one connection's speed: long against a round trip, short against the end */
 /* Signed addresses live an hour or less. */
 #define URL_LIFETIME_S 600.0
 #define HASH_TRIES 5
@@ -38,8 +40,8 @@
 typedef struct conn {
     qie_fetch *f;
     qie_fetch_file *it;
-    int64_t at, end;  /* next byte to take and end of the claim */
-    int64_t skip;     /* bytes to drop before: an answer from the start although a range was asked */
+    int64_t at, end; /* next byte to take and end of the claim */
+    int64_t skip;    /* bytes to drop before: an answer from the start although a range was asked */
     size_t i_from, i_to; /* claimed segments */
     bool ranged, direct; /* asked for a range; asked at it->url */
     size_t endpoint;
@@ -107,8 +109,8 @@ static void fail_file(qie_fetch_file *it, const qie_error *cause) {
     atomic_store(&it->state, QIE_FETCH_FAILED);
 }
 
-/* Take the lock and open the partial file. Afterwards the state is QUEUED (and open), COMPLETE, LOCKED, DONE or
- * FAILED. */
+/* Take the lock and open the partial file. Afterwards the state is QUEUED (and open), COMPLETE,
+ * LOCKED, DONE or FAILED. */
 static void open_file(qie_fetch *f, qie_fetch_file *it) {
     qie_error e = {0};
     qie_status st = QIE_OK;
@@ -132,8 +134,8 @@ static void open_file(qie_fetch *f, qie_fetch_file *it) {
         }
     }
     if (st == QIE_OK)
-        st = qie_partial_open(&it->part, it->partial_path, it->older_path, it->file->size, it->file->etag,
-                              &e);
+        st = qie_partial_open(&it->part, it->partial_path, it->older_path, it->file->size,
+                              it->file->etag, &e);
     if (st == QIE_OK) {
         it->open = true;
         it->claimed = calloc(it->part.n_segments + 1, 1);
@@ -181,9 +183,11 @@ static bool check_etag(conn *c, const qie_http_reply *r) {
     const char *listed = it->file->etag;
     if (it->file->hash != QIE_HASH_NONE) {
         /* Only names of the same kind can be compared: a CDN has its own. */
-        if (r->hub_etag[0] && qie_hash_kind_of(r->hub_etag) == it->file->hash && strcmp(r->hub_etag, listed))
-            return refuse(c, "the hub now calls the file %.20s... instead of %.20s... (its ETag changed)",
-                          r->hub_etag, listed);
+        if (r->hub_etag[0] && qie_hash_kind_of(r->hub_etag) == it->file->hash &&
+            strcmp(r->hub_etag, listed))
+            return refuse(
+                c, "the hub now calls the file %.20s... instead of %.20s... (its ETag changed)",
+                r->hub_etag, listed);
         return true; /* the hash of the content decides in the end */
     }
     /* Nothing to compare the content with: parts of two versions must not be put together. */
@@ -199,8 +203,8 @@ static bool check_etag(conn *c, const qie_http_reply *r) {
 static bool accept_whole(conn *c, const qie_http_reply *r) {
     qie_fetch_file *it = c->it;
     if (r->content_length >= 0 && r->content_length != it->file->size)
-        return refuse(c, "the server sends %lld bytes, the file has %lld", (long long)r->content_length,
-                      (long long)it->file->size);
+        return refuse(c, "the server sends %lld bytes, the file has %lld",
+                      (long long)r->content_length, (long long)it->file->size);
     if (!c->ranged)
         c->skip = c->at;
     else if (c->at > 0)
@@ -306,8 +310,8 @@ static bool next_endpoint(qie_fetch *f, qie_fetch_file *it) {
 static void count_failure(qie_fetch *f, qie_fetch_file *it, int retry_after_s) {
     wait_before(it, it->failures, retry_after_s);
     it->failures++;
-    qie_log(QIE_LOG_INFO, "hub", "'%s': %s; try %d of %d in %.1f s", it->file->path, it->cause.message,
-            it->failures + 1, f->max_tries, it->not_before - qie_now_s());
+    qie_log(QIE_LOG_INFO, "hub", "'%s': %s; try %d of %d in %.1f s", it->file->path,
+            it->cause.message, it->failures + 1, f->max_tries, it->not_before - qie_now_s());
     if (it->failures >= f->max_tries && !next_endpoint(f, it) && it->n_connections == 0)
         fail_file(it, NULL);
 }
@@ -318,10 +322,11 @@ static void on_status(qie_fetch *f, conn *c, const qie_http_reply *r) {
     if (!c->direct && r->status != 416 && !qie_http_same_origin(r->url, e->url)) {
         char origin[300];
         qie_http_origin(r->url, origin, sizeof origin);
-        qie_fail(&it->cause, QIE_E_NETWORK, NULL,
-                 "%s, to which %s sends for '%s', answers %d: try again later, or name another hub with "
-                 "--endpoint",
-                 origin, e->url, it->file->path, r->status);
+        qie_fail(
+            &it->cause, QIE_E_NETWORK, NULL,
+            "%s, to which %s sends for '%s', answers %d: try again later, or name another hub with "
+            "--endpoint",
+            origin, e->url, it->file->path, r->status);
         count_failure(f, it, r->retry_after_s);
         return;
     }
@@ -401,8 +406,8 @@ static void on_end(void *arg, const qie_http_reply *r, qie_http_end end, const c
         }
         if (c->got > 0) { /* bytes came: ask for the rest soon */
             it->not_before = qie_now_s() + 0.1;
-            qie_log(QIE_LOG_INFO, "hub", "'%s': %s after %lld bytes; asking for the rest", it->file->path, text,
-                    (long long)c->got);
+            qie_log(QIE_LOG_INFO, "hub", "'%s': %s after %lld bytes; asking for the rest",
+                    it->file->path, text, (long long)c->got);
         } else {
             if (end == QIE_HTTP_OK)
                 end = QIE_HTTP_CUT;
@@ -421,8 +426,8 @@ static void on_end(void *arg, const qie_http_reply *r, qie_http_end end, const c
 /* ------------------------------------------------------------------ giving out work */
 
 /* The first free run of bytes; false if everything is there or claimed. */
-static bool find_run(const qie_fetch *f, const qie_fetch_file *it, size_t *i_from, size_t *i_to, int64_t *at,
-                     int64_t *end) {
+static bool find_run(const qie_fetch *f, const qie_fetch_file *it, size_t *i_from, size_t *i_to,
+                     int64_t *at, int64_t *end) {
     const qie_partial *p = &it->part;
     size_t i = 0;
     if (it->no_ranges) { /* one answer with everything; what is there is dropped as it comes */
@@ -445,14 +450,16 @@ static bool find_run(const qie_fetch *f, const qie_fetch_file *it, size_t *i_fro
     do {
         *end = (int64_t)i * QIE_PARTIAL_SEGMENT + qie_partial_length(p, i);
         i++;
-    } while (i < p->n_segments && !it->claimed[i] && p->done[i] == 0 && *end - *at < f->claim_bytes);
+    } while (i < p->n_segments && !it->claimed[i] && p->done[i] == 0 &&
+             *end - *at < f->claim_bytes);
     *i_to = i;
     return true;
 }
 
 static const char *revision_at(const qie_fetch *f, const qie_endpoint *e) {
-    return e->kind == f->listed_by && e->kind == QIE_HUB_HF ? f->commit
-                                                            : qie_hub_revision_for(e->kind, f->revision);
+    return e->kind == f->listed_by && e->kind == QIE_HUB_HF
+               ? f->commit
+               : qie_hub_revision_for(e->kind, f->revision);
 }
 
 static bool start_one(qie_fetch *f, qie_fetch_file *it) {
@@ -528,7 +535,8 @@ static void schedule(qie_fetch *f) {
                 return;
             }
             publish_prefix(it);
-            atomic_store(&it->state, state = it->file->size ? QIE_FETCH_QUEUED : QIE_FETCH_COMPLETE);
+            atomic_store(&it->state,
+                         state = it->file->size ? QIE_FETCH_QUEUED : QIE_FETCH_COMPLETE);
         }
         if ((state != QIE_FETCH_QUEUED && state != QIE_FETCH_LOCKED) || it->not_before > now)
             continue;
@@ -566,8 +574,9 @@ static void schedule(qie_fetch *f) {
         }
     }
     /* Spare connections go to the file with the most left, one after the other while that helps. */
-    if (most && f->n_connections < f->jobs && now - f->split_at > 0.1 && now - f->started_at > 0.1 &&
-        f->bytes_per_s < SPLIT_BELOW_BYTES_PER_S && most_left > QIE_PARTIAL_SEGMENT && !f->fatal.status) {
+    if (most && f->n_connections < f->jobs && now - f->split_at > 0.1 &&
+        now - f->started_at > 0.1 && f->bytes_per_s < SPLIT_BELOW_BYTES_PER_S &&
+        most_left > QIE_PARTIAL_SEGMENT && !f->fatal.status) {
         f->split_at = now;
         start_one(f, most);
     }
@@ -623,7 +632,8 @@ static void network_loop(qie_fetch *f) {
         schedule(f);
         if (all_settled(f))
             break;
-        /* With no transfer there is nothing to wake the poll: look again soon for hashes and waits. */
+        /* With no transfer there is nothing to wake the poll: look again soon for hashes and waits.
+         */
         qie_http_run(f->http, f->n_connections ? 50 : 5);
         tick(f);
     }
@@ -645,9 +655,10 @@ static void hash_ended(qie_fetch *f, qie_fetch_file *it) {
         qie_fail(&it->cause, QIE_E_CORRUPT, it->file->path,
                  "the content of '%s' from %s has not the hash that was listed (%.16s..., expected "
                  "%.16s...), %d times: try another hub with --endpoint",
-                 it->file->path, endpoint_of(f, it->endpoint)->url, hex, it->file->etag, it->hash_failures);
-        qie_log(QIE_LOG_WARN, "hub", "'%s' arrived damaged (wrong hash): thrown away, fetched again",
-                it->file->path);
+                 it->file->path, endpoint_of(f, it->endpoint)->url, hex, it->file->etag,
+                 it->hash_failures);
+        qie_log(QIE_LOG_WARN, "hub",
+                "'%s' arrived damaged (wrong hash): thrown away, fetched again", it->file->path);
         atomic_store(&it->state, QIE_FETCH_DAMAGED);
         return;
     }

@@ -36,8 +36,8 @@ typedef struct qie_fetch_file {
     qie_partial part;
     unsigned char *claimed; /* of each segment: a connection is at it */
     int n_connections;
-    size_t endpoint;         /* index of the hub in use */
-    int failures;            /* since the last byte */
+    size_t endpoint; /* index of the hub in use */
+    int failures;    /* since the last byte */
     int range_refusals, hash_failures, status_failures;
     bool no_ranges, fetched_any, restart;
     double not_before;
@@ -46,7 +46,7 @@ typedef struct qie_fetch_file {
     char seen_etag[160];
     qie_error cause; /* of the last failure */
 
-    _Atomic int64_t prefix;  /* bytes without a gap: written by the network, read by the hasher */
+    _Atomic int64_t prefix; /* bytes without a gap: written by the network, read by the hasher */
     int64_t hashed;
     qie_hash *hash;
     _Atomic bool hashing;
@@ -85,8 +85,8 @@ typedef struct qie_fetch {
     double window_at, split_at, started_at, ticked_at;
 } qie_fetch;
 
-/* Fetch until every file is DONE or FAILED, or `stop` says so (QIE_E_CANCELLED). Partial files and their notes
- * stay; locks are given back. Returns the cause of the first failure. */
+/* Fetch until every file is DONE or FAILED, or `stop` says so (QIE_E_CANCELLED). Partial files and
+ * their notes stay; locks are given back. Returns the cause of the first failure. */
 qie_status qie_fetch_run(qie_fetch *f, qie_error *err);
 /* After the http object is gone: closes partial files and gives locks back. */
 void qie_fetch_release(qie_fetch *f);

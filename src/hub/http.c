@@ -1,8 +1,8 @@
 #define _GNU_SOURCE
 #include "hub/http.h"
 
-#include <curl/curl.h>
 #include <ctype.h>
+#include <curl/curl.h>
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -15,7 +15,8 @@
 #include "base/log.h"
 #include "base/strbuf.h"
 
-#define REDIRECT_BODY_MAX 65536 /* what is read of a redirect's body to keep the connection; above: closed */
+#define REDIRECT_BODY_MAX \
+    65536 /* what is read of a redirect's body to keep the connection; above: closed */
 
 /* ------------------------------------------------------------------ header lines */
 
@@ -33,7 +34,8 @@ void qie_http_reply_clear(qie_http_reply *r) {
     clear_answer(r);
 }
 
-/* Digits only, no sign, no overflow: -1 for anything else. Stops at `end`, which is set when not NULL. */
+/* Digits only, no sign, no overflow: -1 for anything else. Stops at `end`, which is set when not
+ * NULL. */
 static int64_t number(const char *s, const char **end) {
     int64_t v = 0;
     const char *p = s;
@@ -125,7 +127,8 @@ bool qie_http_reply_line(qie_http_reply *r, const char *line, size_t n, bool tru
     r->header_bytes += n;
     if (r->header_bytes > QIE_HTTP_HEADERS_MAX)
         return false;
-    while (n && (line[n - 1] == '\r' || line[n - 1] == '\n' || line[n - 1] == ' ' || line[n - 1] == '\t'))
+    while (n && (line[n - 1] == '\r' || line[n - 1] == '\n' || line[n - 1] == ' ' ||
+                 line[n - 1] == '\t'))
         n--;
     if (n >= 9 && !strncasecmp(line, "HTTP/", 5)) {
         clear_answer(r);
@@ -324,7 +327,8 @@ struct qie_http {
 };
 
 qie_http_options qie_http_options_default(void) {
-    return (qie_http_options){.connect_timeout_s = 15, .stall_timeout_s = 30, .buffer_bytes = 262144};
+    return (qie_http_options){
+        .connect_timeout_s = 15, .stall_timeout_s = 30, .buffer_bytes = 262144};
 }
 
 qie_status qie_http_create(const qie_http_options *options, qie_http **out, qie_error *err) {
@@ -471,7 +475,8 @@ static qie_status prepare(transfer *t, qie_error *err) {
     curl_easy_setopt(c, CURLOPT_HTTPHEADER, t->headers);
     curl_easy_setopt(c, CURLOPT_FOLLOWLOCATION, 0L);
     curl_easy_setopt(c, CURLOPT_PROTOCOLS_STR, "http,https");
-    /* HTTP/2 would put all ranges on one TCP connection, which is what parallel ranges are to avoid. */
+    /* HTTP/2 would put all ranges on one TCP connection, which is what parallel ranges are to
+     * avoid. */
     curl_easy_setopt(c, CURLOPT_HTTP_VERSION, (long)CURL_HTTP_VERSION_1_1);
     curl_easy_setopt(c, CURLOPT_SUPPRESS_CONNECT_HEADERS, 1L);
     curl_easy_setopt(c, CURLOPT_NOSIGNAL, 1L);
@@ -491,13 +496,15 @@ static qie_status prepare(transfer *t, qie_error *err) {
         curl_easy_setopt(c, CURLOPT_USERAGENT, o->user_agent);
     if (o->ca_bundle)
         curl_easy_setopt(c, CURLOPT_CAINFO, o->ca_bundle);
-    /* libcurl reads http_proxy but not HTTP_PROXY (a CGI server's variable); other programs of this field do. */
+    /* libcurl reads http_proxy but not HTTP_PROXY (a CGI server's variable); other programs of this
+     * field do. */
     if (!strncasecmp(url, "http:", 5) && !getenv("http_proxy") && getenv("HTTP_PROXY"))
         curl_easy_setopt(c, CURLOPT_PROXY, getenv("HTTP_PROXY"));
     if (t->req.from >= 0 && !t->req.head) {
         char range[64];
         if (t->req.to >= 0)
-            snprintf(range, sizeof range, "%lld-%lld", (long long)t->req.from, (long long)t->req.to);
+            snprintf(range, sizeof range, "%lld-%lld", (long long)t->req.from,
+                     (long long)t->req.to);
         else
             snprintf(range, sizeof range, "%lld-", (long long)t->req.from);
         curl_easy_setopt(c, CURLOPT_RANGE, range);
@@ -507,8 +514,9 @@ static qie_status prepare(transfer *t, qie_error *err) {
 
 qie_status qie_http_start(qie_http *h, const qie_http_request *request, qie_error *err) {
     char origin[1024];
-    QIE_FAIL_IF(strlen(request->url) >= QIE_HTTP_URL_MAX || !origin_of(request->url, origin, sizeof origin),
-                QIE_E_INVALID, err, "endpoint", "'%.200s' is not an http or https address", request->url);
+    QIE_FAIL_IF(
+        strlen(request->url) >= QIE_HTTP_URL_MAX || !origin_of(request->url, origin, sizeof origin),
+        QIE_E_INVALID, err, "endpoint", "'%.200s' is not an http or https address", request->url);
     QIE_FAIL_IF(request->token && strlen(request->token) > 1000, QIE_E_INVALID, err, "HF_TOKEN",
                 "the token is longer than 1000 characters");
     transfer *t = calloc(1, sizeof *t);
@@ -547,7 +555,8 @@ static bool follow(qie_http *h, transfer *t, char *why, size_t why_n) {
         snprintf(why, why_n, "redirected to something that is no address");
         return false;
     }
-    bool from_tls = !strncasecmp(t->reply.url, "https:", 6), to_tls = !strncasecmp(next, "https:", 6);
+    bool from_tls = !strncasecmp(t->reply.url, "https:", 6),
+         to_tls = !strncasecmp(next, "https:", 6);
     if (strncasecmp(next, "http", 4) || (next[4] != ':' && !to_tls)) {
         snprintf(why, why_n, "redirected to an address that is not http or https");
         return false;
@@ -559,7 +568,8 @@ static bool follow(qie_http *h, transfer *t, char *why, size_t why_n) {
         return false;
     }
     if (++t->reply.n_redirects > QIE_HTTP_REDIRECTS_MAX) {
-        snprintf(why, why_n, "more than %d redirects, the last to %.100s", QIE_HTTP_REDIRECTS_MAX, to);
+        snprintf(why, why_n, "more than %d redirects, the last to %.100s", QIE_HTTP_REDIRECTS_MAX,
+                 to);
         return false;
     }
     if (strcmp(from, to))
@@ -614,7 +624,8 @@ static qie_http_end classify(transfer *t, CURLcode code, char *why, size_t why_n
 
 static void finish(qie_http *h, transfer *t, CURLcode code) {
     char why[300] = "";
-    if (t->redirecting && (code == CURLE_OK || code == CURLE_WRITE_ERROR || code == CURLE_PARTIAL_FILE)) {
+    if (t->redirecting &&
+        (code == CURLE_OK || code == CURLE_WRITE_ERROR || code == CURLE_PARTIAL_FILE)) {
         if (follow(h, t, why, sizeof why))
             return;
         code = CURLE_OK;

@@ -1,9 +1,11 @@
-/* HTTP transfers behind a small interface (libcurl inside http.c): many at once, driven by one thread.
+/* HTTP transfers behind a small interface (libcurl inside http.c): many at once, driven by one
+ * thread.
  *
- * Guarantees: redirects are followed here and not by the library, so that the token goes to the origin it
- * belongs to and nowhere else; https never falls back to http; headers and bodies of answers have ceilings; a
- * transfer that brings less than QIE_HTTP_STALL_BYTES a second over the stall time ends; compressed answers are
- * refused (they would break ranges and sizes). Does not retry: callers know what a retry may cost. */
+ * Guarantees: redirects are followed here and not by the library, so that the token goes to the
+ * origin it belongs to and nowhere else; https never falls back to http; headers and bodies of
+ * answers have ceilings; a transfer that brings less than QIE_HTTP_STALL_BYTES a second over the
+ * stall time ends; compressed answers are refused (they would break ranges and sizes). Does not
+ * retry: callers know what a retry may cost. */
 #ifndef QIE_HUB_HTTP_H
 #define QIE_HUB_HTTP_H
 
@@ -19,14 +21,14 @@
 #define QIE_HTTP_STALL_BYTES 256L
 
 typedef enum qie_http_end {
-    QIE_HTTP_OK = 0,      /* whole answer received; look at status */
-    QIE_HTTP_NO_CONNECT,  /* name not resolved, refused, unreachable, proxy */
-    QIE_HTTP_TLS,         /* certificate or handshake */
-    QIE_HTTP_CUT,         /* connection lost before the end */
-    QIE_HTTP_STALLED,     /* nothing for too long, or never an answer */
-    QIE_HTTP_REDIRECT,    /* too many, or to something that is not http(s), or from https to http */
-    QIE_HTTP_BAD_ANSWER,  /* not HTTP, headers too large, compressed */
-    QIE_HTTP_STOPPED      /* by the caller's callback */
+    QIE_HTTP_OK = 0,     /* whole answer received; look at status */
+    QIE_HTTP_NO_CONNECT, /* name not resolved, refused, unreachable, proxy */
+    QIE_HTTP_TLS,        /* certificate or handshake */
+    QIE_HTTP_CUT,        /* connection lost before the end */
+    QIE_HTTP_STALLED,    /* nothing for too long, or never an answer */
+    QIE_HTTP_REDIRECT,   /* too many, or to something that is not http(s), or from https to http */
+    QIE_HTTP_BAD_ANSWER, /* not HTTP, headers too large, compressed */
+    QIE_HTTP_STOPPED     /* by the caller's callback */
 } qie_http_end;
 
 /* What an answer's headers said. Numbers are -1 when absent or not a number. */
@@ -38,8 +40,8 @@ typedef struct qie_http_reply {
     int retry_after_s;                         /* -1 if absent; at most 600 */
     char etag[160];                            /* of the last answer; without W/ and quotes */
     bool etag_weak;
-    char hub_etag[160]; /* X-Linked-Etag, else ETag, of the first answer from the hub's own host */
-    char commit[80];    /* X-Repo-Commit, from the hub's own host */
+    char hub_etag[160];  /* X-Linked-Etag, else ETag, of the first answer from the hub's own host */
+    char commit[80];     /* X-Repo-Commit, from the hub's own host */
     char error_code[64]; /* X-Error-Code */
     char next[QIE_HTTP_URL_MAX]; /* Link: <...>; rel="next" */
     char location[QIE_HTTP_URL_MAX];
@@ -50,8 +52,8 @@ typedef struct qie_http_reply {
 } qie_http_reply;
 
 void qie_http_reply_clear(qie_http_reply *r);
-/* Take one header line (n bytes, any content, line end included or not). `trusted`: it comes from the hub's own
- * host. Returns false when the headers have become too large. */
+/* Take one header line (n bytes, any content, line end included or not). `trusted`: it comes from
+ * the hub's own host. Returns false when the headers have become too large. */
 bool qie_http_reply_line(qie_http_reply *r, const char *line, size_t n, bool trusted);
 
 typedef struct qie_http qie_http;
@@ -70,14 +72,16 @@ typedef struct qie_http_request {
     const char *url;
     const char *token;        /* NULL: none */
     const char *token_origin; /* URL whose scheme, host and port may see the token */
-    int64_t from, to;         /* bytes from..to, both inclusive; from < 0: whole; to < 0: to the end */
-    bool stop_at_redirect;    /* the 3xx itself is the answer when it leaves token_origin's host */
-    int timeout_s;            /* of the whole transfer; 0: none */
+    int64_t from, to;      /* bytes from..to, both inclusive; from < 0: whole; to < 0: to the end */
+    bool stop_at_redirect; /* the 3xx itself is the answer when it leaves token_origin's host */
+    int timeout_s;         /* of the whole transfer; 0: none */
     /* Headers of the final answer are complete; false stops. May be NULL. */
     bool (*on_head)(void *arg, const qie_http_reply *reply);
-    /* Bytes of the final answer; false stops. Bodies of redirects are not delivered. May be NULL. */
+    /* Bytes of the final answer; false stops. Bodies of redirects are not delivered. May be NULL.
+     */
     bool (*on_body)(void *arg, const void *data, size_t n);
-    /* The transfer has ended; `text` explains anything but QIE_HTTP_OK. Called once, from qie_http_run. */
+    /* The transfer has ended; `text` explains anything but QIE_HTTP_OK. Called once, from
+     * qie_http_run. */
     void (*on_end)(void *arg, const qie_http_reply *reply, qie_http_end end, const char *text);
     void *arg;
 } qie_http_request;
@@ -93,9 +97,10 @@ int qie_http_run(qie_http *h, int timeout_ms);
 /* End every transfer; each on_end is called with QIE_HTTP_STOPPED. */
 void qie_http_stop_all(qie_http *h);
 
-/* One request, waited for; the body, at most max_bytes, as a new string in *text (free(); NULL when text is
- * NULL). Returns QIE_HTTP_OK whatever the HTTP status was; *why explains other ends. `stop`: may be NULL; looked
- * at five times a second, ends the wait with QIE_HTTP_STOPPED when it returns true. */
+/* One request, waited for; the body, at most max_bytes, as a new string in *text (free(); NULL when
+ * text is NULL). Returns QIE_HTTP_OK whatever the HTTP status was; *why explains other ends.
+ * `stop`: may be NULL; looked at five times a second, ends the wait with QIE_HTTP_STOPPED when it
+ * returns true. */
 qie_http_end qie_http_fetch(qie_http *h, const qie_http_request *request, size_t max_bytes,
                             char **text, size_t *n, qie_http_reply *reply, char why[256],
                             bool (*stop)(void *), void *stop_arg);

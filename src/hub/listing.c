@@ -27,7 +27,8 @@ bool qie_hub_path_is_safe(const char *path, size_t n) {
         size_t k = 0;
         while (i + k < n && path[i + k] != '/')
             k++;
-        if (k == 0 || k > 255 || (k == 1 && path[i] == '.') || (k == 2 && !strncmp(path + i, "..", 2)))
+        if (k == 0 || k > 255 || (k == 1 && path[i] == '.') ||
+            (k == 2 && !strncmp(path + i, "..", 2)))
             return false;
         i += k + 1;
         if (i == n) /* ends in '/' */
@@ -82,21 +83,25 @@ void qie_hub_listing_release(qie_hub_listing *l) {
     memset(l, 0, sizeof *l);
 }
 
-/* Text of the server for a message: cut, and without bytes that a terminal would obey (qie_fail replaces them). */
+/* Text of the server for a message: cut, and without bytes that a terminal would obey (qie_fail
+ * replaces them). */
 static int cut(size_t n) {
     return n > 120 ? 120 : (int)n;
 }
 
-qie_status qie_hub_listing_add(qie_hub_listing *l, const char *path, size_t path_bytes, int64_t size,
-                               const char *etag, const char *blob_id, bool lfs, qie_error *err) {
-    QIE_FAIL_IF(!qie_hub_path_is_safe(path, path_bytes), QIE_E_CORRUPT, err, NULL,
-                "the server lists a file named '%.*s', which could leave the target folder: refused",
-                cut(path_bytes), path);
+qie_status qie_hub_listing_add(qie_hub_listing *l, const char *path, size_t path_bytes,
+                               int64_t size, const char *etag, const char *blob_id, bool lfs,
+                               qie_error *err) {
+    QIE_FAIL_IF(
+        !qie_hub_path_is_safe(path, path_bytes), QIE_E_CORRUPT, err, NULL,
+        "the server lists a file named '%.*s', which could leave the target folder: refused",
+        cut(path_bytes), path);
     QIE_FAIL_IF(size < -1 || size > QIE_HUB_SIZE_MAX, QIE_E_CORRUPT, err, NULL,
                 "the server lists '%.*s' with the impossible size %lld", cut(path_bytes), path,
                 (long long)size);
     QIE_FAIL_IF(*etag && !etag_is_safe(etag), QIE_E_CORRUPT, err, NULL,
-                "the server lists '%.*s' with a hash that is none: '%.80s'", cut(path_bytes), path, etag);
+                "the server lists '%.*s' with a hash that is none: '%.80s'", cut(path_bytes), path,
+                etag);
     QIE_FAIL_IF(l->n >= QIE_HUB_FILES_MAX, QIE_E_CORRUPT, err, NULL,
                 "the server lists more than %d files", QIE_HUB_FILES_MAX);
     if (l->n == l->cap) {
@@ -195,7 +200,8 @@ static qie_status size_of(const qie_json *o, const char *key, int64_t *out, qie_
     return QIE_OK;
 }
 
-/* An entry of the tree or a sibling: {path|rfilename, size, oid|blobId, lfs: {oid|sha256, size}}. */
+/* An entry of the tree or a sibling: {path|rfilename, size, oid|blobId, lfs: {oid|sha256, size}}.
+ */
 static qie_status add_entry(const qie_json *e, const char *path_key, const char *oid_key,
                             qie_hub_listing *l, qie_error *err) {
     size_t path_n;
@@ -259,15 +265,15 @@ qie_status qie_hub_parse_revision(const char *text, size_t n, bool files, qie_hu
         st = qie_fail(err, QIE_E_NETWORK, NULL, "the server does not tell the commit of the model");
     else
         snprintf(l->commit, sizeof l->commit, "%.40s", sha);
-    for (size_t i = 0; st == QIE_OK && files && qie_json_is_array(siblings) && i < qie_json_size(siblings);
-         i++)
+    for (size_t i = 0;
+         st == QIE_OK && files && qie_json_is_array(siblings) && i < qie_json_size(siblings); i++)
         st = add_entry(qie_json_at(siblings, i), "rfilename", "blobId", l, err);
     qie_json_free(root);
     return st;
 }
 
-/* The commit of a listing that has none: sha1 over names, sizes and hashes, so that the same content gets the
- * same snapshot folder whenever it is pulled. */
+/* The commit of a listing that has none: sha1 over names, sizes and hashes, so that the same
+ * content gets the same snapshot folder whenever it is pulled. */
 static qie_status commit_from_content(qie_hub_listing *l, qie_error *err) {
     qie_strbuf b;
     qie_strbuf_init(&b, (size_t)64 << 20);
@@ -280,19 +286,22 @@ static qie_status commit_from_content(qie_hub_listing *l, qie_error *err) {
     if (ok)
         qie_sha1_hex(b.data, b.len, hex);
     qie_strbuf_release(&b);
-    QIE_FAIL_IF(!ok || !qie_hub_is_commit(hex), QIE_E_NETWORK, err, NULL, "the server lists no files");
+    QIE_FAIL_IF(!ok || !qie_hub_is_commit(hex), QIE_E_NETWORK, err, NULL,
+                "the server lists no files");
     snprintf(l->commit, sizeof l->commit, "%.40s", hex);
     return QIE_OK;
 }
 
-qie_status qie_hub_parse_modelscope(const char *text, size_t n, qie_hub_listing *l, qie_error *err) {
+qie_status qie_hub_parse_modelscope(const char *text, size_t n, qie_hub_listing *l,
+                                    qie_error *err) {
     qie_json *root;
     QIE_TRY(parse_answer(text, n, &root, err));
     qie_status st = QIE_OK;
     const qie_json *files = qie_json_member(qie_json_member(root, "Data"), "Files");
     if (!qie_json_is_array(files)) {
         const char *m = text_of(root, "Message", NULL);
-        st = qie_fail(err, QIE_E_NETWORK, NULL, "the server lists no files%s%.200s", *m ? ": " : "", m);
+        st = qie_fail(err, QIE_E_NETWORK, NULL, "the server lists no files%s%.200s", *m ? ": " : "",
+                      m);
     }
     for (size_t i = 0; st == QIE_OK && i < qie_json_size(files); i++) {
         const qie_json *e = qie_json_at(files, i);
@@ -330,7 +339,8 @@ static bool tree_member(void *arg, const char *key, qie_json *v) {
     if (w->st == QIE_OK && size < 0)
         w->st = size_of(v, "size", &size, w->err);
     if (w->st == QIE_OK)
-        w->st = qie_hub_listing_add(w->l, key, strlen(key), size, *lfs ? lfs : id, id, *lfs != 0, w->err);
+        w->st = qie_hub_listing_add(w->l, key, strlen(key), size, *lfs ? lfs : id, id, *lfs != 0,
+                                    w->err);
     return w->st == QIE_OK;
 }
 
@@ -339,16 +349,19 @@ static char *tree_path(const char *folder, const char *commit) {
     return asprintf(&p, "%s/trees/%s.json", folder, commit) < 0 ? NULL : p;
 }
 
-qie_status qie_hub_tree_read(const char *folder, const char *commit, qie_hub_listing *l, qie_error *err) {
+qie_status qie_hub_tree_read(const char *folder, const char *commit, qie_hub_listing *l,
+                             qie_error *err) {
     memset(l, 0, sizeof *l);
-    QIE_FAIL_IF(!qie_hub_is_commit(commit), QIE_E_NOT_FOUND, err, NULL, "'%.60s' is no commit", commit);
+    QIE_FAIL_IF(!qie_hub_is_commit(commit), QIE_E_NOT_FOUND, err, NULL, "'%.60s' is no commit",
+                commit);
     char *path = tree_path(folder, commit);
     QIE_FAIL_IF(!path, QIE_E_NO_MEMORY, err, NULL, "out of memory");
     qie_json *root = NULL;
     qie_status st = qie_json_parse_file(path, QIE_HUB_JSON_MAX, &root, err);
     if (st == QIE_OK && (qie_json_integer(qie_json_member(root, "format_version")) != 1 ||
                          !qie_json_is_object(qie_json_member(root, "files"))))
-        st = qie_fail(err, QIE_E_CORRUPT, path, "'%s' is no list of files that this program knows", path);
+        st = qie_fail(err, QIE_E_CORRUPT, path, "'%s' is no list of files that this program knows",
+                      path);
     if (st == QIE_OK) {
         tree_walk w = {l, QIE_OK, err};
         snprintf(l->commit, sizeof l->commit, "%s", commit);
@@ -379,7 +392,8 @@ qie_status qie_hub_tree_write(const char *folder, const qie_hub_listing *l, qie_
         ok = qie_json_put(files, f->path, e) && ok;
     }
     ok = qie_json_put(root, "files", files) && ok;
-    char *text = ok ? qie_json_text(root, 1) : NULL, *path = tree_path(folder, l->commit), *dir = NULL;
+    char *text = ok ? qie_json_text(root, 1) : NULL, *path = tree_path(folder, l->commit),
+         *dir = NULL;
     qie_status st = QIE_OK;
     if (!text || !path || asprintf(&dir, "%s/trees", folder) < 0)
         st = qie_fail(err, QIE_E_NO_MEMORY, NULL, "cannot note the list of files");

@@ -11,7 +11,8 @@
 
 #include "base/error.h"
 
-/* In front of the counts. Fixed size, compared as a whole: a note of another size, version or content is none. */
+/* In front of the counts. Fixed size, compared as a whole: a note of another size, version or
+ * content is none. */
 typedef struct note_head {
     char magic[32];
     char etag[160];
@@ -64,9 +65,10 @@ static int write_all(int fd, const void *buf, size_t n, int64_t at) {
 
 static qie_status write_fail(const qie_partial *p, int e, qie_error *err) {
     return qie_fail(err, QIE_E_IO, p->path, "cannot write '%s': %s%s", p->path, strerror(e),
-                    e == ENOSPC || e == EDQUOT ? "; what is there is kept: make room and type the same "
-                                                 "command again"
-                                               : "");
+                    e == ENOSPC || e == EDQUOT
+                        ? "; what is there is kept: make room and type the same "
+                          "command again"
+                        : "");
 }
 
 int64_t qie_partial_length(const qie_partial *p, size_t i) {
@@ -81,7 +83,8 @@ static bool load(qie_partial *p, const char *etag) {
     struct stat st;
     if (fstat(p->fd, &st))
         return false;
-    if (st.st_size == p->size && p->size > 0) { /* killed between cutting the note off and renaming */
+    if (st.st_size == p->size &&
+        p->size > 0) { /* killed between cutting the note off and renaming */
         for (size_t i = 0; i < p->n_segments; i++)
             p->done[i] = qie_partial_length(p, i);
         return true;
@@ -158,7 +161,8 @@ void qie_partial_close(qie_partial *p) {
     p->fd = -1;
 }
 
-qie_status qie_partial_write(qie_partial *p, int64_t at, const void *data, size_t n, qie_error *err) {
+qie_status qie_partial_write(qie_partial *p, int64_t at, const void *data, size_t n,
+                             qie_error *err) {
     const char *b = data;
     while (n) {
         size_t i = (size_t)(at / QIE_PARTIAL_SEGMENT);
@@ -175,7 +179,8 @@ qie_status qie_partial_write(qie_partial *p, int64_t at, const void *data, size_
             int64_t count = p->done[i] + (int64_t)(take - skip);
             if (!e)
                 e = write_all(p->fd, &count, sizeof count,
-                              note_at(p->size) + (int64_t)sizeof(note_head) + (int64_t)(i * sizeof count));
+                              note_at(p->size) + (int64_t)sizeof(note_head) +
+                                  (int64_t)(i * sizeof count));
             if (e)
                 return write_fail(p, e, err);
             p->done[i] = count;
@@ -188,10 +193,12 @@ qie_status qie_partial_write(qie_partial *p, int64_t at, const void *data, size_
 }
 
 int64_t qie_partial_prefix(qie_partial *p) {
-    while (p->i_prefix < p->n_segments && p->done[p->i_prefix] == qie_partial_length(p, p->i_prefix))
+    while (p->i_prefix < p->n_segments &&
+           p->done[p->i_prefix] == qie_partial_length(p, p->i_prefix))
         p->i_prefix++;
-    return p->i_prefix == p->n_segments ? p->size
-                                        : (int64_t)p->i_prefix * QIE_PARTIAL_SEGMENT + p->done[p->i_prefix];
+    return p->i_prefix == p->n_segments
+               ? p->size
+               : (int64_t)p->i_prefix * QIE_PARTIAL_SEGMENT + p->done[p->i_prefix];
 }
 
 int64_t qie_partial_total(const qie_partial *p) {
@@ -201,7 +208,8 @@ int64_t qie_partial_total(const qie_partial *p) {
     return sum;
 }
 
-qie_status qie_partial_finish(qie_partial *p, const char *final_path, unsigned mode, qie_error *err) {
+qie_status qie_partial_finish(qie_partial *p, const char *final_path, unsigned mode,
+                              qie_error *err) {
     qie_status st = QIE_OK;
     if (ftruncate(p->fd, p->size) || fchmod(p->fd, (mode_t)mode))
         st = write_fail(p, errno, err);

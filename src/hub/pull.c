@@ -25,10 +25,10 @@
 /* One path of the listing and where it goes. */
 typedef struct item {
     const qie_hub_file *file;
-    char *target;   /* where the content lies: blobs/ETAG, or D/path */
+    char *target; /* where the content lies: blobs/ETAG, or D/path */
     char *partial;
-    bool present;   /* complete and, where it was looked at, right */
-    bool damaged;   /* present and wrong */
+    bool present;       /* complete and, where it was looked at, right */
+    bool damaged;       /* present and wrong */
     bool same_as_other; /* another path of the listing has the same content and the same blob */
     int64_t partial_bytes;
 } item;
@@ -93,7 +93,8 @@ static qie_status parent_dirs(const char *path, qie_error *err) {
     return st;
 }
 
-/* Names from the server go below `root` only: a folder on the way that is a link to elsewhere is refused. */
+/* Names from the server go below `root` only: a folder on the way that is a link to elsewhere is
+ * refused. */
 static qie_status check_no_links(const char *root, const char *path, qie_error *err) {
     char *full = qie_path_join(root, path);
     QIE_FAIL_IF(!full, QIE_E_NO_MEMORY, err, NULL, "out of memory");
@@ -103,9 +104,10 @@ static qie_status check_no_links(const char *root, const char *path, qie_error *
         struct stat s;
         *q = 0;
         if (lstat(full, &s) == 0 && !S_ISDIR(s.st_mode))
-            st = qie_fail(err, QIE_E_IO, full,
-                          "'%s' is %s, a folder is needed there: remove it and type the command again", full,
-                          S_ISLNK(s.st_mode) ? "a link" : "a file");
+            st = qie_fail(
+                err, QIE_E_IO, full,
+                "'%s' is %s, a folder is needed there: remove it and type the command again", full,
+                S_ISLNK(s.st_mode) ? "a link" : "a file");
     }
     free(full);
     return st;
@@ -120,8 +122,8 @@ static qie_status choose_places(pull *p, qie_error *err) {
     if (!p->cache)
         return no_memory(err);
     QIE_TRY(qie_cache_repo_dir(p->cache, o->repo, &p->repo_dir, err));
-    QIE_FAIL_IF(o->revision && !qie_hub_revision_is_valid(o->revision), QIE_E_INVALID, err, "--revision",
-                "'%.120s' is no name of a revision", o->revision);
+    QIE_FAIL_IF(o->revision && !qie_hub_revision_is_valid(o->revision), QIE_E_INVALID, err,
+                "--revision", "'%.120s' is no name of a revision", o->revision);
     QIE_FAIL_IF(o->local_dir && !*o->local_dir, QIE_E_INVALID, err, "--local-dir",
                 "--local-dir needs the name of a folder");
     int n = o->local_dir ? asprintf(&p->notes, "%s/.cache/huggingface", o->local_dir)
@@ -209,7 +211,8 @@ static char *metadata_path(const pull *p, const char *path) {
     return asprintf(&m, "%s/download/%s.metadata", p->notes, path) < 0 ? NULL : m;
 }
 
-/* D/.cache/huggingface/download/PATH.metadata: commit, etag, time of writing. True when it vouches for the file. */
+/* D/.cache/huggingface/download/PATH.metadata: commit, etag, time of writing. True when it vouches
+ * for the file. */
 static bool metadata_vouches(const pull *p, const item *it) {
     char *path = metadata_path(p, it->file->path), commit[64] = "", etag[200] = "";
     double when = 0;
@@ -217,8 +220,9 @@ static bool metadata_vouches(const pull *p, const item *it) {
     FILE *f = path ? fopen(path, "re") : NULL;
     struct stat s;
     if (f) {
-        ok = fscanf(f, "%60s %190s %lf", commit, etag, &when) == 3 && !strcmp(etag, it->file->etag) &&
-             stat(it->target, &s) == 0 && (double)s.st_mtime - 1 <= when;
+        ok = fscanf(f, "%60s %190s %lf", commit, etag, &when) == 3 &&
+             !strcmp(etag, it->file->etag) && stat(it->target, &s) == 0 &&
+             (double)s.st_mtime - 1 <= when;
         fclose(f);
     }
     free(path);
@@ -305,7 +309,8 @@ static void check_one(void *arg, size_t i, int i_thread) {
         if (it->partial_bytes > it->file->size)
             it->partial_bytes = it->file->size;
     }
-    /* Shown by whoever is here; the interface takes one call at a time from this loop's first thread only. */
+    /* Shown by whoever is here; the interface takes one call at a time from this loop's first
+     * thread only. */
     if (i_thread == 0 && p->o->recheck) {
         p->progress.phase = QIE_PULL_CHECKING;
         p->progress.bytes_done = atomic_load(&p->checked_bytes);
@@ -331,7 +336,8 @@ static qie_status make_items(pull *p, qie_error *err) {
         if (p->o->local_dir) {
             QIE_TRY(check_no_links(p->o->local_dir, f->path, err));
             a = asprintf(&it->target, "%s/%s", p->o->local_dir, f->path);
-            b = asprintf(&it->partial, "%s/download/%s.%s.qwen-edit.incomplete", p->notes, f->path, f->etag);
+            b = asprintf(&it->partial, "%s/download/%s.%s.qwen-edit.incomplete", p->notes, f->path,
+                         f->etag);
         } else {
             QIE_TRY(check_no_links(p->snapshot, f->path, err));
             a = asprintf(&it->target, "%s/blobs/%s", p->repo_dir, f->etag);
@@ -384,13 +390,14 @@ static qie_status check_disk(const pull *p, qie_error *err) {
     int64_t free_bytes = ok ? (int64_t)v.f_bavail * (int64_t)v.f_frsize : INT64_MAX;
     qie_status st = QIE_OK;
     if (need > 0 && free_bytes - DISK_RESERVE < need)
-        st = qie_fail(err, QIE_E_IO, p->o->local_dir ? "--local-dir" : "HF_HOME",
-                      "not enough room for %s: %.2f GB are missing and '%s' has %.2f GB free; free %.2f GB "
-                      "there, or %s",
-                      p->o->repo, (double)need / 1e9, dir, (double)free_bytes / 1e9,
-                      (double)(need + DISK_RESERVE - free_bytes) / 1e9,
-                      p->o->local_dir ? "choose a --local-dir on another disk"
-                                      : "set HF_HOME to a folder on another disk");
+        st = qie_fail(
+            err, QIE_E_IO, p->o->local_dir ? "--local-dir" : "HF_HOME",
+            "not enough room for %s: %.2f GB are missing and '%s' has %.2f GB free; free %.2f GB "
+            "there, or %s",
+            p->o->repo, (double)need / 1e9, dir, (double)free_bytes / 1e9,
+            (double)(need + DISK_RESERVE - free_bytes) / 1e9,
+            p->o->local_dir ? "choose a --local-dir on another disk"
+                            : "set HF_HOME to a folder on another disk");
     free(dir);
     return st;
 }
@@ -495,7 +502,8 @@ static qie_status fetch_missing(pull *p, qie_pull_result *out, bool *relist, qie
 
 /* ------------------------------------------------------------------ finishing */
 
-/* snapshots/COMMIT/a/b -> ../../../blobs/ETAG, or the content itself where the file system has no links. */
+/* snapshots/COMMIT/a/b -> ../../../blobs/ETAG, or the content itself where the file system has no
+ * links. */
 static qie_status link_one(const pull *p, const item *it, qie_error *err) {
     char *path = qie_path_join(p->snapshot, it->file->path), *to = NULL, *tmp = NULL;
     qie_status st = path ? parent_dirs(path, err) : no_memory(err);
@@ -510,19 +518,23 @@ static qie_status link_one(const pull *p, const item *it, qie_error *err) {
     ssize_t n = st == QIE_OK ? readlink(path, now, sizeof now - 1) : -1;
     struct stat s;
     bool there = st == QIE_OK && n > 0 && (size_t)n == strlen(to) && !strncmp(now, to, (size_t)n);
-    if (n < 0 && st == QIE_OK && size_at(it->target) < 0 && lstat(path, &s) == 0 && S_ISREG(s.st_mode))
+    if (n < 0 && st == QIE_OK && size_at(it->target) < 0 && lstat(path, &s) == 0 &&
+        S_ISREG(s.st_mode))
         there = true; /* the content lies here */
     if (st == QIE_OK && !there) {
         if (symlink(to, tmp) == 0) {
             if (rename(tmp, path)) {
-                st = qie_fail(err, QIE_E_IO, path, "cannot make the link '%s': %s", path, strerror(errno));
+                st = qie_fail(err, QIE_E_IO, path, "cannot make the link '%s': %s", path,
+                              strerror(errno));
                 unlink(tmp);
             }
         } else if (errno == EPERM || errno == EOPNOTSUPP || errno == ENOSYS) {
             if (rename(it->target, path))
-                st = qie_fail(err, QIE_E_IO, path, "cannot move a file to '%s': %s", path, strerror(errno));
+                st = qie_fail(err, QIE_E_IO, path, "cannot move a file to '%s': %s", path,
+                              strerror(errno));
         } else
-            st = qie_fail(err, QIE_E_IO, path, "cannot make the link '%s': %s", path, strerror(errno));
+            st = qie_fail(err, QIE_E_IO, path, "cannot make the link '%s': %s", path,
+                          strerror(errno));
     }
     free(path);
     free(to);
@@ -540,8 +552,10 @@ static qie_status write_ref(const pull *p, qie_error *err) {
     unsigned char *old = NULL;
     size_t n = 0;
     qie_status st = QIE_OK;
-    /* Unchanged: not written, so that a finished pull also succeeds in a cache that may only be read. */
-    if (qie_file_read(path, 4096, &old, &n, NULL) != QIE_OK || strcmp((char *)old, p->list.commit)) {
+    /* Unchanged: not written, so that a finished pull also succeeds in a cache that may only be
+     * read. */
+    if (qie_file_read(path, 4096, &old, &n, NULL) != QIE_OK ||
+        strcmp((char *)old, p->list.commit)) {
         st = parent_dirs(path, err);
         if (st == QIE_OK)
             st = qie_file_write_atomic(path, p->list.commit, strlen(p->list.commit), err);
@@ -553,9 +567,10 @@ static qie_status write_ref(const pull *p, qie_error *err) {
 
 static qie_status finish(const pull *p, qie_error *err) {
     for (size_t i = 0; i < p->n; i++)
-        QIE_TRY(p->o->local_dir ? (metadata_vouches(p, &p->items[i]) ? QIE_OK
-                                                                      : metadata_write(p, &p->items[i], err))
-                                : link_one(p, &p->items[i], err));
+        QIE_TRY(p->o->local_dir
+                    ? (metadata_vouches(p, &p->items[i]) ? QIE_OK
+                                                         : metadata_write(p, &p->items[i], err))
+                    : link_one(p, &p->items[i], err));
     return p->o->local_dir ? QIE_OK : write_ref(p, err);
 }
 
@@ -589,7 +604,8 @@ static qie_status list_somewhere(pull *p, qie_error *err) {
     p->progress.phase = QIE_PULL_LISTING;
     show(p, true);
     for (size_t i = 0; i < s->n_endpoints; i++) {
-        if (qie_hub_list(&p->client, &s->endpoints[i], p->o->repo, p->o->revision, &p->list, &e) == QIE_OK) {
+        if (qie_hub_list(&p->client, &s->endpoints[i], p->o->repo, p->o->revision, &p->list, &e) ==
+            QIE_OK) {
             p->listed_by = s->endpoints[i].kind;
             return set_snapshot(p, err);
         }
@@ -624,7 +640,8 @@ static bool note_offline(void *arg, const char *path) {
     return true;
 }
 
-/* No connection at all: what does the list of the last pull say, or failing that the model's own index? */
+/* No connection at all: what does the list of the last pull say, or failing that the model's own
+ * index? */
 static qie_status pull_offline(pull *p, qie_pull_result *out, qie_error *err) {
     const qie_pull_options *o = p->o;
     const char *why = o->settings->offline_origin;
@@ -635,10 +652,11 @@ static qie_status pull_offline(pull *p, qie_pull_result *out, qie_error *err) {
     else {
         qie_error e = {0};
         if (qie_cache_commit(p->cache, o->repo, o->revision, commit, &e) != QIE_OK)
-            return qie_fail(err, QIE_E_NOT_FOUND, why,
-                            "%s=1 forbids connections and %s is not in the cache '%s': unset %s and type "
-                            "qwen-edit pull %s where there is a network",
-                            why, o->repo, p->cache, why, o->repo);
+            return qie_fail(
+                err, QIE_E_NOT_FOUND, why,
+                "%s=1 forbids connections and %s is not in the cache '%s': unset %s and type "
+                "qwen-edit pull %s where there is a network",
+                why, o->repo, p->cache, why, o->repo);
         if (asprintf(&dir, "%s/snapshots/%s", p->repo_dir, commit) < 0)
             dir = NULL;
     }
@@ -662,10 +680,11 @@ static qie_status pull_offline(pull *p, qie_pull_result *out, qie_error *err) {
     snprintf(out->commit, sizeof out->commit, "%s", commit);
     out->dir = dir;
     if (m.n)
-        return qie_fail(err, QIE_E_NOT_FOUND, why,
-                        "%s=1 forbids connections and %zu file%s of %s missing (%s%s): unset %s and type the "
-                        "same command where there is a network",
-                        why, m.n, m.n == 1 ? " is" : "s are", o->repo, m.names, m.n > 3 ? ", ..." : "", why);
+        return qie_fail(
+            err, QIE_E_NOT_FOUND, why,
+            "%s=1 forbids connections and %zu file%s of %s missing (%s%s): unset %s and type the "
+            "same command where there is a network",
+            why, m.n, m.n == 1 ? " is" : "s are", o->repo, m.names, m.n > 3 ? ", ..." : "", why);
     return QIE_OK;
 }
 
@@ -689,8 +708,8 @@ static qie_status pull_once(pull *p, qie_pull_result *out, bool *relist, qie_err
             return err ? err->status : QIE_E_IO;
         qie_hub_listing_filter(&p->list, o->include, o->n_include, o->exclude, o->n_exclude);
         if (!p->list.n)
-            return qie_fail(err, QIE_E_NOT_FOUND, "--include", "no file of %s matches --include and --exclude",
-                            o->repo);
+            return qie_fail(err, QIE_E_NOT_FOUND, "--include",
+                            "no file of %s matches --include and --exclude", o->repo);
     } else if (!o->dry_run) {
         QIE_TRY(qie_mkdirs(p->notes, err));
         QIE_TRY(qie_hub_tree_write(p->notes, &p->list, err));
@@ -740,8 +759,8 @@ static qie_status pull_online(pull *p, qie_pull_result *out, qie_error *err) {
             memset(&p->list, 0, sizeof p->list);
             bool moved = list_somewhere(p, NULL) == QIE_OK && !same_content(&old, &p->list);
             if (moved) {
-                say(p, "warning", "%s has changed at the hub: going on with commit %.12s", p->o->repo,
-                    p->list.commit);
+                say(p, "warning", "%s has changed at the hub: going on with commit %.12s",
+                    p->o->repo, p->list.commit);
                 qie_hub_listing fresh = p->list;
                 char *snapshot = p->snapshot;
                 p->snapshot = NULL;

@@ -1,10 +1,10 @@
-/* Fetch a model: what is missing of a revision, from the first hub that has it, checked, into the cache or a
- * plain folder.
+/* Fetch a model: what is missing of a revision, from the first hub that has it, checked, into the
+ * cache or a plain folder.
  *
- * Guarantees: a file gets its name only when its whole content has the hash that the hub lists (or, where a hub
- * tells none, the size); an interrupted pull leaves complete files and partial ones, and the next goes on from
- * there; two pulls at once share the files between them through lock files; nothing is written outside the
- * target. One network thread, hashing beside it. */
+ * Guarantees: a file gets its name only when its whole content has the hash that the hub lists (or,
+ * where a hub tells none, the size); an interrupted pull leaves complete files and partial ones,
+ * and the next goes on from there; two pulls at once share the files between them through lock
+ * files; nothing is written outside the target. One network thread, hashing beside it. */
 #ifndef QIE_HUB_PULL_H
 #define QIE_HUB_PULL_H
 
@@ -45,7 +45,7 @@ typedef struct qie_pull_options {
     int jobs;      /* connections at once; 0: 8 */
     int max_tries; /* of one request without a byte of progress; 0: 10 */
     bool dry_run;
-    bool recheck; /* hash what is there, and fetch again what is damaged */
+    bool recheck;            /* hash what is there, and fetch again what is damaged */
     bool (*stop)(void *arg); /* polled; true ends the pull with QIE_E_CANCELLED */
     void (*progress)(void *arg, const qie_pull_progress *p);
     /* Things that a user wants to know: "note" or "warning". From the calling thread. */
@@ -65,9 +65,9 @@ typedef struct qie_pull_result {
     bool unchecked; /* some files had no hash to check */
 } qie_pull_result;
 
-/* Errors: QIE_E_INVALID, QIE_E_NOT_FOUND, QIE_E_DENIED, QIE_E_NETWORK, QIE_E_CORRUPT (the hub's content never has
- * its hash), QIE_E_IO (disk, with how much is missing), QIE_E_CANCELLED. *out is released by the caller in every
- * case. */
+/* Errors: QIE_E_INVALID, QIE_E_NOT_FOUND, QIE_E_DENIED, QIE_E_NETWORK, QIE_E_CORRUPT (the hub's
+ * content never has its hash), QIE_E_IO (disk, with how much is missing), QIE_E_CANCELLED. *out is
+ * released by the caller in every case. */
 qie_status qie_pull(const qie_pull_options *options, qie_pull_result *out, qie_error *err);
 void qie_pull_result_release(qie_pull_result *r);
 
