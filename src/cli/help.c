@@ -2,6 +2,8 @@
 #define _GNU_SOURCE
 #include <string.h>
 
+#include "base/error.h"
+#include "cli/commands.h"
 #include "cli/options.h"
 #include "qie/edit.h"
 
@@ -314,4 +316,19 @@ bool cli_print_completions(FILE *to, const char *shell) {
     else
         return false;
     return true;
+}
+
+qie_status cli_run_help(cli_values *values, qie_error *err) {
+    if (cli_on(values, OPT_MAN))
+        cli_print_man(stdout);
+    else if (cli_is_set(values, OPT_COMPLETIONS))
+        cli_print_completions(stdout, cli_text(values, OPT_COMPLETIONS, ""));
+    else if (values->n_args == 0)
+        cli_print_help(stdout, NULL);
+    else {
+        const cli_command *c = cli_command_find(values->args[0]);
+        QIE_FAIL_IF(!c, QIE_E_USAGE, err, "command", "unknown command '%s'", values->args[0]);
+        cli_print_help(stdout, c);
+    }
+    return QIE_OK;
 }

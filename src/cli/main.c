@@ -32,21 +32,6 @@ static void restart_with_passive_threads(char **argv) {
     execv(self, argv); /* on failure go on as we are */
 }
 
-qie_status cli_run_help(cli_values *values, qie_error *err) {
-    if (cli_on(values, OPT_MAN))
-        cli_print_man(stdout);
-    else if (cli_is_set(values, OPT_COMPLETIONS))
-        cli_print_completions(stdout, cli_text(values, OPT_COMPLETIONS, ""));
-    else if (values->n_args == 0)
-        cli_print_help(stdout, NULL);
-    else {
-        const cli_command *c = cli_command_find(values->args[0]);
-        QIE_FAIL_IF(!c, QIE_E_USAGE, err, "command", "unknown command '%s'", values->args[0]);
-        cli_print_help(stdout, c);
-    }
-    return QIE_OK;
-}
-
 static qie_status run_command(const cli_command *command, cli_values *v, int argc, char **argv,
                               qie_error *err) {
     /* Even a wrong flag is told to a machine as it asked. */
