@@ -259,7 +259,7 @@ QTEST(test_engine_little_memory_tiles_the_vae_and_less_is_refused) {
     ASSERT(tiled.plan.working_bytes < need);
     double p = psnr(whole.images[0], tiled.images[0]);
     printf("  tiled against whole: %.1f dB\n", p);
-    ASSERT_LE(18, p); /* random weights: what a tile does not see matters more than in a trained VAE */
+    ASSERT_LE(30, p); /* random weights: what a tile does not see matters more than in a trained VAE */
     qie_engine_close(g);
     g = open_engine(QIE_PRECISION_F32, 2, tiled.plan.working_bytes / 2);
     qie_edit_result none;
