@@ -40,6 +40,15 @@ const cli_command CLI_COMMANDS[] = {
          "named) into the Hugging Face cache or a plain folder, and checks every file. May be "
          "stopped at any time: the same command goes on from there. The last line on standard "
          "output is the folder."},
+    {.name = "verify",
+     .bit = CMD_VERIFY,
+     .run = cli_run_verify,
+     .synopsis = "verify [FOLDER|REPO] [OPTION ...]",
+     .summary = "check every file of a model on disk",
+     .description =
+         "Checks that every file of a model is there, has the size and hash that its hub listed, "
+         "that the weight files are sound, and that the tensors are those that the configs imply. "
+         "Says how to mend what is not."},
     {.name = "list",
      .bit = CMD_LIST,
      .run = cli_run_list,
