@@ -181,7 +181,7 @@ static void local_notes(verify *v, char commit[41]) {
         if (revision && strcmp(revision, "main") && strlen(revision) < sizeof v->revision)
             snprintf(v->revision, sizeof v->revision, "%s", revision);
         if (c && qie_hub_is_commit(c))
-            snprintf(commit, 41, "%s", c);
+            snprintf(commit, 41, "%.40s", c);
     }
     qie_json_free(root);
     snprintf(path, sizeof path, "%s/.cache/huggingface/download/model_index.json.metadata",
@@ -190,7 +190,7 @@ static void local_notes(verify *v, char commit[41]) {
     if (f) {
         char text[64];
         if (fscanf(f, "%60s", text) == 1 && qie_hub_is_commit(text))
-            snprintf(commit, 41, "%s", text);
+            snprintf(commit, 41, "%.40s", text);
         fclose(f);
     }
 }
