@@ -456,7 +456,7 @@ QTEST(test_edit_absurd_configs_are_refused) {
         {"m/text_encoder/config.json", ""},
         {"m/model_index.json", "null"},
         {"m/scheduler/scheduler_config.json", "{\"num_train_timesteps\":-5}"},
-        {"m/tokenizer/vocab.json", "{\"a\":99999999999}"},
+        {"m/processor/tokenizer.json", "{\"a\":99999999999}"},
         {"m/qwen_edit.json", "{\"num_inference_steps\":1000000}"},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
