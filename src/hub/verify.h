@@ -14,7 +14,8 @@
 
 typedef struct qie_verify_problem {
     const char *path;   /* of the file, relative to the folder; "" for the folder itself */
-    const char *kind;   /* "missing", "size", "hash", "unreadable", "header", "tensors", "config" */
+    const char *kind;   /* "missing", "size", "hash", "unreadable", "header", "tensors", "config";
+                           "note": no problem */
     const char *detail; /* lower case, no full stop */
     const char *remedy; /* a command, or what to do */
 } qie_verify_problem;
