@@ -131,6 +131,16 @@ static void exchange_prefix(const qie_text_config *t, const qie_language_prefix 
     }
 }
 
+/* The weights of the layer that runs next: they come from disk while the one before computes. */
+static void prefetch_layer(const qie_text_encoder *e, int i_layer) {
+    if (i_layer >= e->t.num_hidden_layers)
+        return;
+    const qie_language_layer *l = &e->layers[i_layer];
+    const qie_linear *list[] = {&l->q, &l->k, &l->v, &l->o, &l->gate, &l->up, &l->down};
+    for (size_t i = 0; i < sizeof list / sizeof *list; i++)
+        qie_linear_prefetch(list[i]);
+}
+
 /* Rows [start, n) of b->x through one layer; keys and values of the rows before them come from the prefix. */
 static void language_layer(const qie_text_config *t, const qie_run *run, const qie_language_layer *l,
                            int i_layer, const qie_language_prefix *prefix, int64_t start,
@@ -194,6 +204,8 @@ qie_status qie_language_encode(qie_text_encoder *e, const qie_run *run, const qi
     qie_rope_language(t, b.triples, n_ids, b.cos, b.sin);
     for (int i = 0; i < t->num_hidden_layers; i++) {
         QIE_TRY(qie_run_check(run, err));
+        if (!start) /* the second prompt finds them in memory */
+            prefetch_layer(e, i + 1);
         language_layer(t, run, &e->layers[i], i, prefix, start, &b);
     }
     if (prefix)
