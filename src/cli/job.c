@@ -12,12 +12,17 @@
 
 /* Side of a preview: enough to see whether the edit goes the right way. */
 #define PREVIEW_PX 512
-#define GIB 1073741824.0
 
 /* ---------------------------------------------------------------- the plan in words */
 
+static const char *bytes_text(int64_t bytes, char out[32]) {
+    double mib = (double)bytes / 1048576.0;
+    snprintf(out, 32, mib < 1024 ? "%.1f MiB" : "%.2f GiB", mib < 1024 ? mib : mib / 1024);
+    return out;
+}
+
 static void print_plan(const qie_engine_info *info, const cli_request *r, const qie_edit_plan *p) {
-    char time[32];
+    char time[32], working[32], available[32], weights[32];
     printf("model      %s (%s, %s, %s, %d thread%s)\n", info->model_name, info->precision,
            info->backend, info->cpu_level, info->n_threads, info->n_threads == 1 ? "" : "s");
     printf("result     %dx%d", p->width, p->height);
@@ -38,10 +43,9 @@ static void print_plan(const qie_engine_info *info, const cli_request *r, const 
     printf("steps      %d, %s\n", p->num_inference_steps,
            p->cfg ? "each computed twice (guidance is on)"
                   : "each computed once (guidance is off)");
-    printf(
-        "memory     %.2f GiB working, %.2f GiB free; %.2f GiB of weights stay in their files%s\n",
-        (double)p->working_bytes / GIB, (double)p->available_bytes / GIB,
-        (double)p->weights_bytes / GIB, p->vae_tiled ? "; the VAE works in tiles" : "");
+    printf("memory     %s working, %s free; %s of weights stay in their files%s\n",
+           bytes_text(p->working_bytes, working), bytes_text(p->available_bytes, available),
+           bytes_text(p->weights_bytes, weights), p->vae_tiled ? "; the VAE works in tiles" : "");
     printf("work       %.3g floating-point operations\n", p->flops);
     if (p->seconds_estimate >= 0)
         printf("time       about %s\n", cli_duration(p->seconds_estimate, time, sizeof time));
