@@ -209,10 +209,15 @@ static qie_status add_merge(loader *l, const char *file, size_t rank, const char
         id = l->tokens[joined].id;
         l->hint = joined + 1;
     }
-    QIE_FAIL_IF(left < 0 || right < 0 || id < 0, QIE_E_CORRUPT, l->err, file,
-                "'%s' is damaged: merge %zu needs the token '%.*s%.*s', which the vocabulary lacks",
-                file, rank + 1, left < 0 || id < 0 ? (int)(na < 200 ? na : 200) : 0, a,
-                left >= 0 && (right < 0 || id < 0) ? (int)(nb < 200 ? nb : 200) : 0, b);
+    if (left < 0 || right < 0 || id < 0) {
+        bool show_left = left < 0 || right >= 0, show_right = left >= 0;
+        return qie_fail(
+            l->err, QIE_E_CORRUPT, file,
+            "'%s' is damaged: merge %zu needs the token '%.*s%.*s', which the vocabulary "
+            "lacks",
+            file, rank + 1, show_left ? (int)(na < 200 ? na : 200) : 0, a,
+            show_right ? (int)(nb < 200 ? nb : 200) : 0, b);
+    }
     qie_bpe_add(&l->out->bpe, left, right, (int32_t)rank, id);
     return QIE_OK;
 }
