@@ -7,6 +7,7 @@
 
 #include "base/error.h"
 #include "base/log.h"
+#include "base/strbuf.h"
 #include "text/jscan.h"
 
 /* More tokens than any vocabulary has; bounds memory for a damaged file. */
@@ -238,6 +239,8 @@ static qie_status check_merge_count(loader *l, const char *file, size_t n) {
 }
 
 static qie_status read_merges_txt(loader *l, const char *file, const char *p, size_t n) {
+    QIE_FAIL_IF(!qie_utf8_valid(p, n), QIE_E_CORRUPT, l->err, file,
+                "'%s' is damaged: it is not UTF-8", file);
     size_t lines = 1, rank = 0;
     const char *end = p + n;
     for (const char *q = p; (q = memchr(q, '\n', (size_t)(end - q))); q++)
