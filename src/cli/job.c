@@ -179,11 +179,6 @@ static void announce(qie_engine *engine, const cli_request *r, const qie_edit_pl
                  info.cpu_level, p->width, p->height, size, p->num_inference_steps,
                  p->num_inference_steps == 1 ? "" : "s", scale,
                  (unsigned long long)r->options.seed);
-    /* https://huggingface.co/Qwen/Qwen-Image-Edit-2511: guidance_embeds is false in its config. */
-    if (r->options.guidance_scale < 1 || r->options.guidance_scale > 1)
-        cli_warn("guidance_scale %g has no effect: this model is not distilled for guidance "
-                 "(true_cfg_scale is what steers it)",
-                 r->options.guidance_scale);
     tell_warnings(p);
 }
 
@@ -220,15 +215,6 @@ static qie_status encode_all(const qie_engine *engine, const cli_request *r,
         QIE_TRY(st);
     }
     return QIE_OK;
-}
-
-static bool is_constant(const qie_image *image) {
-    const uint8_t *p = qie_image_pixels_const(image);
-    size_t n = (size_t)qie_image_width(image) * (size_t)qie_image_height(image);
-    for (size_t i = 1; i < n; i++)
-        if (memcmp(p, p + 3 * i, 3) != 0)
-            return false;
-    return true;
 }
 
 static qie_json *timings_json(const qie_edit_result *out) {
@@ -297,9 +283,6 @@ static qie_status deliver(const qie_engine *engine, const cli_request *r,
                 "%zu pictures computed", out->n_images);
     if (out->retried_f32)
         cli_warn("values were not finite in the fast precision; computed again in f32");
-    for (size_t i = 0; i < out->n_images; i++)
-        if (is_constant(out->images[i]))
-            cli_warn("result %zu is one single colour", i + 1);
     qie_status st = encode_all(engine, r, out, list, err);
     if (st == QIE_OK)
         st = write_all(list, out->n_images, paths, err);
