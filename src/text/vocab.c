@@ -283,24 +283,13 @@ static qie_status read_merge(loader *l, qie_jscan *s, size_t rank) {
     return s->st != QIE_OK ? s->st : add_merge(l, s->what, rank, a, na, b, nb);
 }
 
-static qie_status read_merges_json(loader *l, qie_jscan *s) {
-    qie_jscan count = *s; /* reads no string into its buffer that outlives this function */
+/* n: elements of the array, as counted before. */
+static qie_status read_merges_json(loader *l, qie_jscan *s, size_t n) {
     bool first = true;
-    size_t n = 0;
-    count.buf = NULL;
-    count.cap = 0;
-    qie_jscan_enter(&count, '[');
-    while (qie_jscan_next(&count, ']', &first) && qie_jscan_skip(&count))
-        n++;
-    qie_jscan_release(&count);
-    if (count.st != QIE_OK)
-        return s->st = count.st;
     QIE_TRY(check_merge_count(l, s->what, n));
-    first = true;
-    n = 0;
     qie_jscan_enter(s, '[');
-    while (qie_jscan_next(s, ']', &first))
-        QIE_TRY(read_merge(l, s, n++));
+    for (size_t rank = 0; rank < n && qie_jscan_next(s, ']', &first); rank++)
+        QIE_TRY(read_merge(l, s, rank));
     return s->st;
 }
 
@@ -435,8 +424,22 @@ static qie_status read_config(loader *l, qie_jscan *s) {
 /* Remember where values lie, since members come in any order: merges need the vocabulary. */
 typedef struct parts {
     qie_jscan vocab, merges, added; /* p == NULL: absent */
+    size_t n_merges;
     bool is_bpe, ignore_merges;
 } parts;
+
+/* Any value; elements of an array are counted. */
+static void skip_counting(qie_jscan *s, size_t *n) {
+    bool first = true;
+    *n = 0;
+    if (qie_jscan_peek(s) != '[') {
+        qie_jscan_skip(s);
+        return;
+    }
+    qie_jscan_enter(s, '[');
+    while (qie_jscan_next(s, ']', &first) && qie_jscan_skip(s))
+        ++*n;
+}
 
 static void find_parts(qie_jscan *s, bool in_model, parts *out) {
     bool first = true;
@@ -467,7 +470,12 @@ static void find_parts(qie_jscan *s, bool in_model, parts *out) {
             part->buf = NULL;
             part->cap = 0;
         }
-        qie_jscan_skip(s);
+        if (part && part == &out->merges)
+            skip_counting(s, &out->n_merges);
+        else
+            qie_jscan_skip(s);
+        if (part)
+            part->end = s->p;
     }
 }
 
@@ -492,7 +500,7 @@ static qie_status read_tokenizer_json(loader *l, qie_jscan *s, bool added_only) 
                     "'%s' is no tokenizer of Qwen2: its model is not plain BPE", s->what);
         QIE_TRY_GOTO(read_vocab(l, &p.vocab));
         QIE_TRY_GOTO(find_bytes(l, s->what));
-        QIE_TRY_GOTO(read_merges_json(l, &p.merges));
+        QIE_TRY_GOTO(read_merges_json(l, &p.merges, p.n_merges));
     }
     if (p.added.p)
         st = read_added_array(l, &p.added);
