@@ -2,7 +2,7 @@
 _qwen_edit() {
     local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD-1]} words=
     if [ "$COMP_CWORD" -eq 1 ]; then
-        words="edit info pull verify list rm prune help --help --version"
+        words="edit info pull verify doctor list rm prune help --help --version"
     else
         case $prev in
         --image|-i) COMPREPLY=($(compgen -f -- "$cur")); return ;;
@@ -50,10 +50,11 @@ _qwen_edit() {
         info) words=" --json --help --version" ;;
         pull) words=" --dry-run --local-dir --revision --include --exclude --endpoint --cache-dir --jobs --retries --recheck --quiet --verbose --json --config --help --version" ;;
         verify) words=" --revision --include --exclude --cache-dir --no-hash --quiet --verbose --json --help --version" ;;
+        doctor) words=" --model --endpoint --headroom-gib --json --config --help --version" ;;
         list) words=" --cache-dir --json --help --version" ;;
         rm) words=" --dry-run --revision --cache-dir --yes --quiet --json --help --version" ;;
         prune) words=" --dry-run --cache-dir --detached --quiet --json --help --version" ;;
-        help) words="edit info pull verify list rm prune help  --help --version --man --completions" ;;
+        help) words="edit info pull verify doctor list rm prune help  --help --version --man --completions" ;;
         esac
     fi
     case $cur in
