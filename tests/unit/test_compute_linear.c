@@ -9,6 +9,8 @@ typedef struct linear_case {
     float scale; /* of x */
 } linear_case;
 
+static bool odd_weights; /* at an odd address, as in a file */
+
 /* Float arithmetic: rounding of sums up to 4096 long. bf16 results: a sum that falls on the other
  * side of a rounding boundary moves by 2^-8, rarely. bf16 products of weights that were not bf16:
  * their rounding. */
@@ -25,14 +27,17 @@ static void run_case(const linear_case *p) {
     size_t nx = (size_t)((p->m - 1) * p->ldx + p->k), nw = (size_t)(p->n * p->k);
     size_t nd = (size_t)((p->m - 1) * p->ldd + p->n);
     for (int edge = 0; edge < 2; edge++) {
-        op_buf x = op_random(p->x, nx, p->scale, edge), w = op_random(p->w, nw, 0.7f, edge);
+        op_buf x = op_random(p->x, nx, p->scale, edge),
+               w = op_alloc(nw * qie_dtype_size(p->w) + odd_weights, edge);
+        unsigned char *weights = w.data + (edge && odd_weights);
+        op_fill(weights, p->w, nw, 0.7f, 0);
         op_buf bias = {0}, dst = op_random(p->dst, nd, 1, edge);
         op_buf g0 = op_random(QIE_F32, (size_t)p->n, 1, edge),
                g1 = op_random(QIE_F32, (size_t)p->n, 1, edge);
         if (p->bias != QIE_DTYPE_COUNT)
             bias = op_random(p->bias, (size_t)p->n, 1, edge);
         qie_linear_args a = {.x = {x.data, p->x, p->m, p->k, p->ldx},
-                             .w = {w.data, p->w, p->n, p->k},
+                             .w = {weights, p->w, p->n, p->k},
                              .bias = {bias.data, p->bias, p->n},
                              .act = p->act,
                              .store = p->store,
@@ -115,6 +120,22 @@ QTEST(test_linear_odd_shapes_match_reference) {
         p.scale = 1;
         run_case(&p);
     }
+}
+
+QTEST(test_linear_weights_at_odd_addresses_match_reference) {
+    odd_weights = true;
+    for (int i = 0; i < 12 && !qtest_failed; i++)
+        run_case(&(linear_case){.m = i & 1 ? 3 : 20,
+                                .n = 37,
+                                .k = 75,
+                                .ldx = 75,
+                                .ldd = 37,
+                                .x = ACTS[i / 2 & 1],
+                                .w = WEIGHTS[i / 4],
+                                .dst = QIE_F32,
+                                .bias = QIE_DTYPE_COUNT,
+                                .scale = 1});
+    odd_weights = false;
 }
 
 QTEST(test_linear_many_tasks_match_reference) {

@@ -53,7 +53,9 @@ static qie_status fill(qie_compute *c, const qie_compute_limits *limits, qie_err
     qie_cpu_state *state = malloc(sizeof *state);
     QIE_FAIL_IF(!state, QIE_E_NO_MEMORY, err, NULL, "out of memory");
     *state = plan(limits);
-    state->kernels = c->level >= QIE_CPU_AVX512 ? &qie_kernels_avx512 : &qie_kernels_avx2;
+    state->kernels = c->level >= QIE_CPU_AVX512BF16 ? &qie_kernels_avx512bf16
+                     : c->level >= QIE_CPU_AVX512   ? &qie_kernels_avx512
+                                                    : &qie_kernels_avx2;
     state->bf16 = c->level >= QIE_CPU_AVX512BF16 ? &qie_bf16_gemm_avx512bf16 : NULL;
     c->state = state;
     c->release_state = free;

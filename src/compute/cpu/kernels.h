@@ -114,7 +114,7 @@ typedef struct qie_kernels {
 
 #if defined(__x86_64__)
 extern const qie_gemm qie_f32_gemm_avx2, qie_f32_gemm_avx512, qie_bf16_gemm_avx512bf16;
-extern const qie_kernels qie_kernels_avx2, qie_kernels_avx512;
+extern const qie_kernels qie_kernels_avx2, qie_kernels_avx512, qie_kernels_avx512bf16;
 #endif
 
 #endif
