@@ -117,7 +117,10 @@ static qie_status read_output_format(const cli_values *v, cli_request *r, const 
 
 static qie_status read_outputs(const cli_values *v, cli_request *r, qie_error *err) {
     const char *where = called(v, OPT_OUTPUT);
-    r->output = cli_text(v, OPT_OUTPUT, NULL);
+    /* QWEN_EDIT_OUTPUT is no default for the lines of a batch: each would overwrite the one before.
+     */
+    r->output = v->parent ? (v->own[OPT_OUTPUT].n ? v->own[OPT_OUTPUT].texts[0] : NULL)
+                          : cli_text(v, OPT_OUTPUT, NULL);
     r->preview = cli_text(v, OPT_PREVIEW, NULL);
     r->quality = (int)cli_number(v, OPT_QUALITY, 0);
     r->metadata = !cli_on(v, OPT_NO_METADATA);
