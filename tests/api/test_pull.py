@@ -413,7 +413,7 @@ with hub:
 def long_many_pulls(folder):
     n, mb = int(os.environ.get("QIE_PULLS", "100")), float(os.environ.get("QIE_PULL_MB", "300"))
     files = model_files(mb)
-    total, excess, t0, damaged = 0, [], time.time(), 0
+    excess, sent, t0, damaged = [], [], time.time(), 0
     for i in range(n):
         home = os.path.join(folder, "h")
         faults = Faults(seed=100 + i, stall_s=4, cut=.3, stall=.01, status=.1, whole=.05, nolength=.03, chunked=.05,
@@ -428,10 +428,12 @@ def long_many_pulls(folder):
             damaged += hits
             if not hits:
                 excess.append(r.json["bytes_fetched"] / size)
+                sent.append(hub.sent / size)
         shutil.rmtree(home)
     print("  %d pulls of %.0f MB complete and right in %.0f s; %d files came damaged and were fetched again; without "
-          "those %.4f times the size was received on average, %.4f at most" % (
-              n, mb, time.time() - t0, damaged, sum(excess) / max(1, len(excess)), max(excess, default=0)))
+          "those %.4f times the size was received on average, %.4f at most (the hub wrote %.4f, %.4f into sockets)" % (
+              n, mb, time.time() - t0, damaged, sum(excess) / max(1, len(excess)), max(excess, default=0),
+              sum(sent) / max(1, len(sent)), max(sent, default=0)))
 
 
 def long_kills(folder):
