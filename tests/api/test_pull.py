@@ -91,7 +91,7 @@ def test_local_dir_takes_what_the_cache_has(folder):
 def fault_test(**p):
     def test(folder):
         limit = p.pop("limit", 12)
-        with FakeHub(SMALL, faults=Faults(seed=5, stall_s=4, limit=limit, **p)) as hub:
+        with FakeHub(SMALL, faults=Faults(seed=5, stall_s=4, limit=limit, sure=True, **p)) as hub:
             r = pull(hub, folder)
             check(hub.faults.count > 0, "no fault happened")
             same(r.json["dir"], hub.files)
