@@ -1,6 +1,6 @@
 """Trains the embedded demo model from scratch: a Qwen-Image-Edit-2511 in miniature.
 
-  python train_demo.py OUT_DIR [--minutes 60] [--threads 2] [--seed 0]
+  python train_demo.py OUT_DIR [--minutes 60] [--threads 2] [--seed 0] [--init MODEL_DIR]
 
 Same parts, layer types, names and folder layout as the released model (Qwen2.5-VL text encoder, double-stream DiT
 with zero_cond_t, Qwen-Image VAE, flow-matching Euler scheduler); every dimension is small. The pictures, the
@@ -1386,6 +1386,12 @@ def pack_model(a, out, work, dit, te, vae, tok):
     with torch.no_grad():
         for p, q in zip(trained(dit, te), first("dit.pt", "dit_part.pt")):
             p.copy_(q)
+    if a.blend:                                       # the mean of two states of one run is often steadier than either
+        d, t, v = copy.deepcopy(dit), copy.deepcopy(te), copy.deepcopy(vae)
+        warm_start(a.blend, d, t, v)
+        with torch.no_grad():
+            for p, q in zip(trained(dit, te), trained(d, t)):
+                p.lerp_(q, a.blend_share)
     save(out / "model", work / "tokenizer", tok, vae, dit, te)
     for f in sorted((out / "model").rglob("*")):
         if f.is_file():
@@ -1409,6 +1415,8 @@ def main():
     ap.add_argument("--pool", type=int, default=4000, help="pictures to train the VAE on")
     ap.add_argument("--scenes", type=float, default=1.0, help="multiplies the number of scenes in BUCKETS")
     ap.add_argument("--init", type=pathlib.Path, help="start from this model folder (its VAE and vocabulary stay)")
+    ap.add_argument("--blend", type=pathlib.Path, help="pack the mean with this model folder, packed earlier from the same run")
+    ap.add_argument("--blend-share", type=float, default=0.3, help="its share in that mean")
     ap.add_argument("--two", type=float, default=0.25, help="share of the steps with instructions about two pictures")
     ap.add_argument("--rollout", type=float, default=0.35, help="share of the steps that start from the model's own first guess")
     ap.add_argument("--ranks", type=int, default=1, help="number of processes that train the DiT together")
