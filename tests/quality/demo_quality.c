@@ -14,8 +14,8 @@
  * outputs found there. Between the two, any other program may make the outputs (the reference
  * implementation, say).
  *
- * Nothing is shared with the training scenes of tools/train_demo.py: other shapes, coverage by
- * supersampling, other shading, backgrounds, random numbers. Bounds are in `bounds` below; exit 0
+ * No code is shared with the training scenes of tools/train_demo.py: own shapes, coverage by
+ * supersampling, own shading, backgrounds, random numbers. Bounds are in `bounds` below; exit 0
  * when all hold, else 1. The last line reads "N passed, N failed" (N counts the bounds).
  */
 #define _POSIX_C_SOURCE 200809L
