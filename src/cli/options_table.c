@@ -40,6 +40,37 @@ const cli_command CLI_COMMANDS[] = {
          "named) into the Hugging Face cache or a plain folder, and checks every file. May be "
          "stopped at any time: the same command goes on from there. The last line on standard "
          "output is the folder."},
+    {.name = "verify",
+     .bit = CMD_VERIFY,
+     .run = cli_run_verify,
+     .synopsis = "verify [FOLDER|REPO] [OPTION ...]",
+     .summary = "check every file of a model on disk",
+     .description =
+         "Checks that every file of a model is there, has the size and hash that its hub listed, "
+         "that the weight files are sound, and that the tensors are those that the configs imply. "
+         "Says how to mend what is not."},
+    {.name = "list",
+     .bit = CMD_LIST,
+     .run = cli_run_list,
+     .synopsis = "list [REPO] [OPTION ...]",
+     .summary = "models in the cache",
+     .description = "Lists the models in the Hugging Face cache with their revisions and sizes."},
+    {.name = "rm",
+     .bit = CMD_RM,
+     .run = cli_run_rm,
+     .synopsis = "rm REPO [--revision REVISION] [OPTION ...]",
+     .summary = "remove a model from the cache",
+     .description =
+         "Removes a model, or one revision of it, from the Hugging Face cache. Asks first "
+         "unless --yes is given."},
+    {.name = "prune",
+     .bit = CMD_PRUNE,
+     .run = cli_run_prune,
+     .synopsis = "prune [OPTION ...]",
+     .summary = "remove what no model in the cache uses",
+     .description =
+         "Removes partial files that nobody fetches now, contents that no revision uses, and lock "
+         "files. With --detached also revisions that no branch or tag points to."},
     {.name = "help",
      .bit = CMD_HELP,
      .run = cli_run_help,

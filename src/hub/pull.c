@@ -14,6 +14,7 @@
 #include "base/clock.h"
 #include "base/error.h"
 #include "base/fs.h"
+#include "base/json.h"
 #include "base/log.h"
 #include "base/parallel.h"
 #include "hub/cache.h"
@@ -565,6 +566,22 @@ static qie_status write_ref(const pull *p, qie_error *err) {
     return st;
 }
 
+/* What a plain folder was made from: so that `verify` can name the command that mends it. */
+static qie_status write_local_notes(const pull *p, qie_error *err) {
+    char *path = qie_path_join(p->notes, "qwen-edit.json");
+    qie_json *o = qie_json_new_object();
+    qie_json_put(o, "repo", qie_json_new_string(p->o->repo));
+    qie_json_put(o, "revision", qie_json_new_string(p->o->revision ? p->o->revision : "main"));
+    qie_json_put(o, "commit", qie_json_new_string(p->list.commit));
+    char *text = qie_json_text(o, 0);
+    qie_status st =
+        path && text ? qie_file_write_atomic(path, text, strlen(text), err) : no_memory(err);
+    free(text);
+    qie_json_free(o);
+    free(path);
+    return st;
+}
+
 static qie_status finish(const pull *p, qie_error *err) {
     for (size_t i = 0; i < p->n; i++)
         QIE_TRY(p->o->local_dir
@@ -700,7 +717,6 @@ static void report_dry_run(const pull *p, const qie_pull_result *out) {
 static qie_status pull_once(pull *p, qie_pull_result *out, bool *relist, qie_error *err) {
     const qie_pull_options *o = p->o;
     *relist = false;
-    qie_hub_listing all = {0};
     if (o->n_include || o->n_exclude) {
         /* The notes hold the whole commit, whatever part of it is wanted today. */
         if (!o->dry_run && (qie_mkdirs(p->notes, err) != QIE_OK ||
@@ -714,7 +730,6 @@ static qie_status pull_once(pull *p, qie_pull_result *out, bool *relist, qie_err
         QIE_TRY(qie_mkdirs(p->notes, err));
         QIE_TRY(qie_hub_tree_write(p->notes, &p->list, err));
     }
-    (void)all;
     QIE_TRY(make_items(p, err));
     out->n_files = p->n;
     out->bytes = p->bytes;
@@ -734,6 +749,8 @@ static qie_status pull_once(pull *p, qie_pull_result *out, bool *relist, qie_err
     }
     QIE_TRY(disk);
     QIE_TRY(make_places(p, err));
+    if (o->local_dir)
+        QIE_TRY(write_local_notes(p, err));
     QIE_TRY(fetch_missing(p, out, relist, err));
     return finish(p, err);
 }

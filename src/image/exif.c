@@ -27,24 +27,26 @@ static bool number(const tiff *t, size_t at, size_t size, uint32_t *out) {
     return true;
 }
 
-/* Value of an IFD entry: a count of one or more whole numbers, of which the first one counts. */
-static int entry_value(const tiff *t, size_t at) {
-    uint32_t type, count, value;
-    if (!number(t, at + 2, 2, &type) || !number(t, at + 4, 4, &count) || count == 0)
-        return 0;
-    /* SHORT, SSHORT: 2 bytes; LONG, SLONG, IFD: 4. Others cannot be compared with an orientation.
-     */
-    size_t size = type == 3 || type == 8 ? 2 : type == 4 || type == 9 || type == 13 ? 4 : 0;
-    if (size == 0)
-        return 0;
-    size_t where = at + 8;
+/* Value of an IFD entry: one or more numbers, of which the first one counts. False when the value
+ * lies outside of the block; types that cannot be compared with an orientation give 0. */
+static bool entry_value(const tiff *t, size_t at, int *out) {
+    static const uint8_t SIZES[] = {0, 1, 1, 2, 4, 8, 1, 1, 2, 4, 8, 4, 8, 4};
+    uint32_t type, count, value = 0;
+    if (!number(t, at + 2, 2, &type) || !number(t, at + 4, 4, &count) || count == 0 || type == 0 ||
+        type >= sizeof SIZES)
+        return false;
+    size_t size = SIZES[type], where = at + 8;
     if (count > 4 / size) { /* too many to stand in the entry itself */
         uint32_t offset;
         if (!number(t, where, 4, &offset) || offset > t->n || count > (t->n - offset) / size)
-            return 0;
+            return false;
         where = offset;
     }
-    return number(t, where, size, &value) && value <= 0xff ? (int)value : 0;
+    bool whole = type == 3 || type == 4 || type == 6 || type == 8 || type == 9 || type == 13;
+    if (whole && !number(t, where, size, &value))
+        return false;
+    *out = value <= 0xff ? (int)value : 0;
+    return true;
 }
 
 int qie_exif_orientation(const uint8_t *block, size_t n) {
@@ -68,8 +70,8 @@ int qie_exif_orientation(const uint8_t *block, size_t n) {
         size_t at = (size_t)ifd + 2 + (size_t)i * 12;
         if (at > n || n - at < 12 || !number(&t, at, 2, &tag))
             break;
-        if (tag == TAG_ORIENTATION)
-            found = entry_value(&t, at);
+        if (tag == TAG_ORIENTATION && entry_value(&t, at, &found))
+            break; /* the first readable one counts */
     }
     return found;
 }

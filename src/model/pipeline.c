@@ -167,7 +167,8 @@ static qie_status fill_patches(edit *e, float *patches, qie_error *err) {
     return QIE_OK;
 }
 
-static qie_status encode_prompt(edit *e, int pass, const float *features, float *hidden, qie_error *err) {
+static qie_status encode_prompt(edit *e, int pass, const float *features, qie_language_prefix *prefix,
+                                float *hidden, qie_error *err) {
     const qie_prompt *p = &e->p->prompts[pass];
     int64_t width = e->m->config.text.hidden_size, n = (int64_t)p->n_ids;
     const char *names[2][2] = {{"hidden_last", "prompt_embeds"}, {"neg.hidden_last", "neg.prompt_embeds"}};
@@ -176,8 +177,8 @@ static qie_status encode_prompt(edit *e, int pass, const float *features, float 
     observe_ids(e, pass ? "neg." : "", p);
     if (!given) {
         QIE_TRY(qie_language_encode(e->m->text_encoder, &e->run, &e->p->sizes, p->ids, n, p->image_pad_id,
-                                    features, e->p->sizes.n_vision_tokens, e->p->options.positions, hidden,
-                                    err));
+                                    features, e->p->sizes.n_vision_tokens, e->p->options.positions, prefix,
+                                    hidden, err));
         observe_rows(e, names[pass][0], hidden, n, width);
         memcpy(e->prompt_embeds[pass], hidden + (int64_t)p->n_drop * width,
                sizeof(float) * (size_t)(e->p->n_text[pass] * width));
@@ -201,9 +202,13 @@ static qie_status text_stage(edit *e, qie_error *err) {
     for (int i = 0; i < e->p->n_passes; i++)
         most = e->p->prompts[i].n_ids > most ? e->p->prompts[i].n_ids : most;
     float *patches, *features, *hidden;
+    qie_language_prefix prefix = {.n = e->p->request.n_prefix, .act = e->run.act};
     QIE_TRY(alloc(&e->run, s->n_patches * patch, &patches, err));
     QIE_TRY(alloc(&e->run, s->n_vision_tokens * v->out_hidden_size, &features, err));
     QIE_TRY(alloc(&e->run, (int64_t)most * e->m->config.text.hidden_size, &hidden, err));
+    if (prefix.n)
+        QIE_TRY(qie_run_alloc(&e->run, qie_language_prefix_bytes(&e->m->config.text, prefix.n, prefix.act),
+                              &prefix.data, err));
     tell(e, "encode_text", 0, 1 + e->p->n_passes, NULL);
     QIE_TRY(fill_patches(e, patches, err));
     int64_t shape[2] = {s->n_patches, patch};
@@ -213,7 +218,7 @@ static qie_status text_stage(edit *e, qie_error *err) {
     qie_observe_f32(e->run.observer, "vision_features", features, 2, fshape);
     for (int i = 0; i < e->p->n_passes; i++) {
         tell(e, "encode_text", 1 + i, 1 + e->p->n_passes, NULL);
-        QIE_TRY(encode_prompt(e, i, features, hidden, err));
+        QIE_TRY(encode_prompt(e, i, features, &prefix, hidden, err));
     }
     tell(e, "encode_text", 1 + e->p->n_passes, 1 + e->p->n_passes, NULL);
     qie_arena_release(e->run.arena, mark);

@@ -73,3 +73,7 @@ void qie_run_linear_gated(const qie_run *run, qie_mat x, const qie_linear *l, co
                          .gate = {gate0, gate1}, .split = split, .dst = dst};
     run->compute->ops.linear(run->compute, &a);
 }
+
+void qie_linear_prefetch(const qie_linear *l) {
+    qie_weights_prefetch(l->w.data, (size_t)l->w.n * (size_t)l->w.k * qie_dtype_size(l->w.dtype));
+}

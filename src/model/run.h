@@ -47,4 +47,7 @@ void qie_run_linear(const qie_run *run, qie_mat x, const qie_linear *l, qie_act 
 void qie_run_linear_gated(const qie_run *run, qie_mat x, const qie_linear *l, const float *gate0,
                           const float *gate1, int64_t split, qie_mat dst);
 
+/* Ask for a layer's weights ahead of their use (see qie_weights_prefetch). */
+void qie_linear_prefetch(const qie_linear *l);
+
 #endif

@@ -114,20 +114,58 @@ static qie_status allocate(const qie_text_config *t, const qie_run *run, int64_t
     return qie_run_mat(run, run->act, n, t->intermediate_size, &b->gate, err);
 }
 
+size_t qie_language_prefix_bytes(const qie_text_config *t, int64_t n, qie_dtype act) {
+    return (size_t)t->num_hidden_layers * 2 * (size_t)n * (size_t)t->num_key_value_heads *
+           (size_t)t->head_dim * qie_dtype_size(act);
+}
+
+/* Store the first rows of a layer's keys and values, or bring them back. */
+static void exchange_prefix(const qie_text_config *t, const qie_language_prefix *p, int i_layer,
+                            const language_buffers *b) {
+    size_t bytes = qie_language_prefix_bytes(t, p->n, p->act) / (size_t)t->num_hidden_layers / 2;
+    unsigned char *at = (unsigned char *)p->data + bytes * 2 * (size_t)i_layer;
+    const qie_mat *mats[2] = {&b->k, &b->v};
+    for (int i = 0; i < 2; i++) {
+        void *rows = mats[i]->data, *kept = at + bytes * (size_t)i;
+        memcpy(p->filled ? rows : kept, p->filled ? kept : rows, bytes);
+    }
+}
+
+/* The weights of the layer that runs next: they come from disk while the one before computes. */
+static void prefetch_layer(const qie_text_encoder *e, int i_layer) {
+    if (i_layer >= e->t.num_hidden_layers)
+        return;
+    const qie_language_layer *l = &e->layers[i_layer];
+    const qie_linear *list[] = {&l->q, &l->k, &l->v, &l->o, &l->gate, &l->up, &l->down};
+    for (size_t i = 0; i < sizeof list / sizeof *list; i++)
+        qie_linear_prefetch(list[i]);
+}
+
+/* Rows [start, n) of b->x through one layer; keys and values of the rows before them come from the prefix. */
 static void language_layer(const qie_text_config *t, const qie_run *run, const qie_language_layer *l,
-                           const language_buffers *b) {
+                           int i_layer, const qie_language_prefix *prefix, int64_t start,
+                           const language_buffers *all) {
     const qie_ops *ops = &run->compute->ops;
     float eps = (float)t->rms_norm_eps;
+    int64_t n = all->x.rows - start, half = t->head_dim / 2;
+    language_buffers rest = *all, *b = &rest;
+    qie_mat *mats[] = {&b->x, &b->h, &b->q, &b->k, &b->v, &b->gate};
+    for (size_t i = 0; i < sizeof mats / sizeof *mats; i++)
+        *mats[i] = qie_mat_rows(*mats[i], start, n);
     ops->rms_norm(run->compute, b->x, l->input_norm, eps, b->h);
     qie_run_linear(run, b->h, &l->q, QIE_ACT_NONE, QIE_STORE_SET, b->q);
     qie_run_linear(run, b->h, &l->k, QIE_ACT_NONE, QIE_STORE_SET, b->k);
     qie_run_linear(run, b->h, &l->v, QIE_ACT_NONE, QIE_STORE_SET, b->v);
     qie_qk_norm_rope_args r = {.x = b->q, .n_heads = t->num_attention_heads, .head_dim = t->head_dim,
-                               .cos = b->cos, .sin = b->sin};
+                               .cos = b->cos + start * half, .sin = b->sin + start * half};
     ops->qk_norm_rope(run->compute, &r);
     r.x = b->k;
     r.n_heads = t->num_key_value_heads;
     ops->qk_norm_rope(run->compute, &r);
+    if (prefix && prefix->n)
+        exchange_prefix(t, prefix, i_layer, all);
+    b->k = all->k;
+    b->v = all->v;
     qie_attention_args a = {.q = b->q, .k = b->k, .v = b->v, .n_heads = t->num_attention_heads,
                             .n_kv_heads = t->num_key_value_heads, .head_dim = t->head_dim,
                             .scale = 1.0f / sqrtf((float)t->head_dim), .causal = true, .dst = b->h};
@@ -142,9 +180,9 @@ static void language_layer(const qie_text_config *t, const qie_run *run, const q
 qie_status qie_language_encode(qie_text_encoder *e, const qie_run *run, const qie_size_plan *sizes,
                                const int32_t *ids, int64_t n_ids, int32_t image_pad_id,
                                const float *features, int64_t n_features, qie_positions positions,
-                               float *hidden_last, qie_error *err) {
+                               qie_language_prefix *prefix, float *hidden_last, qie_error *err) {
     const qie_text_config *t = &e->t;
-    int64_t n_pads = 0;
+    int64_t n_pads = 0, start = prefix && prefix->filled ? prefix->n : 0;
     for (int64_t i = 0; i < n_ids; i++) {
         QIE_FAIL_IF(ids[i] < 0 || ids[i] >= t->vocab_size, QIE_E_CORRUPT, err, "tokenizer",
                     "the tokenizer gives id %d, the text encoder's vocabulary has %d entries", ids[i],
@@ -166,10 +204,15 @@ qie_status qie_language_encode(qie_text_encoder *e, const qie_run *run, const qi
     qie_rope_language(t, b.triples, n_ids, b.cos, b.sin);
     for (int i = 0; i < t->num_hidden_layers; i++) {
         QIE_TRY(qie_run_check(run, err));
-        language_layer(t, run, &e->layers[i], &b);
+        if (!start) /* the second prompt finds them in memory */
+            prefetch_layer(e, i + 1);
+        language_layer(t, run, &e->layers[i], i, prefix, start, &b);
     }
-    run->compute->ops.rms_norm(run->compute, b.x, e->norm, (float)t->rms_norm_eps,
-                               qie_mat_make(hidden_last, QIE_F32, n_ids, t->hidden_size));
+    if (prefix)
+        prefix->filled = true;
+    qie_mat out = qie_mat_make(hidden_last, QIE_F32, n_ids, t->hidden_size);
+    run->compute->ops.rms_norm(run->compute, qie_mat_rows(b.x, start, n_ids - start), e->norm,
+                               (float)t->rms_norm_eps, qie_mat_rows(out, start, n_ids - start));
     qie_arena_release(run->arena, mark);
     return QIE_OK;
 }

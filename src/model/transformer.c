@@ -26,6 +26,7 @@ struct qie_transformer {
     qie_transformer_config c;
     qie_linear time1, time2, img_in, txt_in, norm_out, proj_out;
     qie_vec txt_norm;
+    int64_t n_bytes; /* of all tensors */
     block *blocks;
 };
 
@@ -61,6 +62,7 @@ qie_status qie_transformer_open(const qie_transformer_config *c, const qie_weigh
     int64_t d = c->inner_dim;
     if (t) {
         t->c = *c;
+        t->n_bytes = qie_weights_bytes(w);
         t->blocks = calloc((size_t)c->num_layers, sizeof *t->blocks);
     }
     if (!t || !t->blocks) {
@@ -99,6 +101,7 @@ struct qie_denoiser {
     qie_transformer *t;
     int64_t n_target, n_image, n_text[2], max_text;
     int n_passes, n_steps;
+    bool prefetch, larger_than_memory;
     float *timesteps;
     float *ref_in;    /* [n_reference, D]: references through img_in */
     float *txt_in[2]; /* [n_text, D]: conditioning through txt_norm and txt_in */
@@ -133,6 +136,20 @@ static void time_embedding(const qie_denoiser *d, const qie_run *run, const floa
                    qie_mat_make(d->temb, QIE_F32, n, dim));
 }
 
+/* The weights of a block that runs next, but for its modulation, which was read before the loop. In the first
+ * step they come from disk while the block before computes; a model larger than memory needs it in every one. */
+static void prefetch_block(const qie_denoiser *d, int i_block) {
+    if (i_block >= d->t->c.num_layers)
+        return;
+    const stream *streams[2] = {&d->t->blocks[i_block].img, &d->t->blocks[i_block].txt};
+    for (int i = 0; i < 2; i++) {
+        const qie_linear *l[] = {&streams[i]->q,   &streams[i]->k,  &streams[i]->v,
+                                 &streams[i]->out, &streams[i]->up, &streams[i]->down};
+        for (size_t k = 0; k < sizeof l / sizeof *l; k++)
+            qie_linear_prefetch(l[k]);
+    }
+}
+
 /* Rows of the modulation table: `mod_count` steps from `first`, then t = 0 for zero_cond_t. */
 static qie_status modulate_steps(qie_denoiser *d, const qie_run *run, int first, qie_error *err) {
     const qie_transformer *t = d->t;
@@ -151,6 +168,11 @@ static qie_status modulate_steps(qie_denoiser *d, const qie_run *run, int first,
     qie_mat temb = qie_mat_make(d->temb, QIE_F32, rows, dim);
     for (int b = 0; b < t->c.num_layers; b++) {
         QIE_TRY(qie_run_check(run, err));
+        if (b + 1 < t->c.num_layers) {
+            qie_linear_prefetch(&t->blocks[b + 1].img.mod);
+            qie_linear_prefetch(&t->blocks[b + 1].txt.mod);
+        } else
+            prefetch_block(d, 0);
         float *at = d->mod + (int64_t)b * 2 * d->mod_rows * 6 * dim;
         qie_run_linear(run, temb, &t->blocks[b].img.mod, QIE_ACT_NONE, QIE_STORE_SET,
                        qie_mat_make(at, QIE_F32, rows, 6 * dim));
@@ -249,6 +271,8 @@ qie_status qie_denoiser_create(qie_transformer *t, const qie_run *run, const qie
     memcpy(d->timesteps, in->timesteps, sizeof(float) * (size_t)in->n_steps);
     QIE_TRY(embed_inputs(d, run, in, err));
     d->mod_first = -1;
+    d->prefetch = true;
+    d->larger_than_memory = t->n_bytes > qie_memory_total();
     *out = d;
     return QIE_OK;
 }
@@ -376,10 +400,13 @@ qie_status qie_denoiser_forward(qie_denoiser *d, const qie_run *run, int i_step,
     bool observing = run->observer && i_step == 0 && i_pass == 0, whole = observing && wants_last(d, run);
     for (int b = 0; b < t->c.num_layers; b++) {
         QIE_TRY(qie_run_check(run, err));
+        if (d->prefetch)
+            prefetch_block(d, b + 1);
         run_block(d, run, b, row, i_pass, b == t->c.num_layers - 1 && !whole);
         if (observing)
             observe_block(d, run, b, i_pass);
     }
+    d->prefetch = d->larger_than_memory;
     const float *m = d->mod_out + (int64_t)row * 2 * dim; /* scale, then shift: unlike the blocks */
     /* the output layer in f32: 64 columns; d->hidden is free and large enough (4 D of at least 2 bytes) */
     qie_mat normed = qie_mat_make(d->hidden.data, QIE_F32, d->n_target, dim);

@@ -71,6 +71,10 @@ static double text_stage(const qie_memory_request *r, double act) {
     add(&s, (double)r->sizes->n_patches * patch, 4);                     /* pixel_values */
     add(&s, (double)r->sizes->n_vision_tokens * v->out_hidden_size, 4);  /* features */
     add(&s, n * r->model->text.hidden_size, 4);                          /* hidden_last */
+    if (r->n_prefix) { /* keys and values of every layer */
+        const qie_text_config *t = &r->model->text;
+        add(&s, 2.0 * t->num_hidden_layers * (double)r->n_prefix * t->num_key_value_heads * t->head_dim, act);
+    }
     return s.bytes + larger(vision_bytes(r, act), language_bytes(r, n, act));
 }
 
@@ -185,7 +189,7 @@ static void count_flops(const qie_memory_request *r, qie_memory_plan *out) {
     double h = t->hidden_size, kv = (double)t->num_key_value_heads * t->head_dim;
     out->flops_step = out->flops_text = 0;
     for (int p = 0; p < r->n_passes; p++) {
-        double n = n_image + (double)r->n_text[p], m = (double)r->n_ids[p];
+        double n = n_image + (double)r->n_text[p], m = (double)(r->n_ids[p] - (p ? r->n_prefix : 0));
         out->flops_step += c->num_layers * (24 * d * d * n + 4 * d * n * n);
         out->flops_text += t->num_hidden_layers *
                            (2 * m * h * (2 * h + 2 * kv + 3.0 * t->intermediate_size) + 2 * h * m * m);

@@ -16,6 +16,7 @@ typedef struct qie_memory_request {
     int n_passes;       /* 1, or 2 with CFG */
     int64_t n_ids[2];   /* tokens of the language model for each pass */
     int64_t n_text[2];  /* rows of conditioning: n_ids less the template's prefix */
+    int64_t n_prefix;   /* tokens that both prompts begin with: computed once; 0 without CFG */
     int n_steps;
     int n_outputs;      /* pictures made from one set of inputs */
     int preview_px;     /* longest side of previews, 0: none */

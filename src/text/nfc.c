@@ -9,36 +9,37 @@
 #include "base/error.h"
 
 /* The library that tokenizers 0.23 normalises with has Unicode 9 tables. Marks encoded later are
- * class 0 there: they neither move nor let others move past them, and U+11935 U+11930 does not
- * compose. Found by comparing all code points with utf8proc 2.8 (Unicode 15);
- * tests/unit/test_text_nfc.c holds samples. */
+ * class 0 there: they neither move nor let others move past them; U+11938 is neither taken apart
+ * nor made from U+11935 U+11930. Found by comparing all code points with utf8proc 2.8 (Unicode 15).
+ * U+11A7 is here for another reason: utf8proc 2.8 takes it for an empty final consonant and drops
+ * it behind a Hangul syllable. tests/unit/test_text_nfc.c holds samples. */
 static const struct {
     utf8proc_int32_t first, last;
-} LATER[] = {
+} BLOCKS[] = {
     {0x7fd, 0x7fd},     {0x898, 0x89f},     {0x8ca, 0x8d3},     {0x9fe, 0x9fe},
-    {0xc3c, 0xc3c},     {0xd3b, 0xd3c},     {0xeba, 0xeba},     {0x1715, 0x1715},
-    {0x1abf, 0x1ace},   {0x1df6, 0x1dfa},   {0xa82c, 0xa82c},   {0x10d24, 0x10d27},
-    {0x10eab, 0x10eac}, {0x10efd, 0x10eff}, {0x10f46, 0x10f50}, {0x10f82, 0x10f85},
-    {0x11070, 0x11070}, {0x1133b, 0x1133b}, {0x1145e, 0x1145e}, {0x11839, 0x1183a},
-    {0x11930, 0x11930}, {0x1193d, 0x1193e}, {0x11943, 0x11943}, {0x119e0, 0x119e0},
-    {0x11a34, 0x11a34}, {0x11a47, 0x11a47}, {0x11a99, 0x11a99}, {0x11d42, 0x11d42},
-    {0x11d44, 0x11d45}, {0x11d97, 0x11d97}, {0x11f41, 0x11f42}, {0x16ff0, 0x16ff1},
-    {0x1e08f, 0x1e08f}, {0x1e130, 0x1e136}, {0x1e2ae, 0x1e2ae}, {0x1e2ec, 0x1e2ef},
-    {0x1e4ec, 0x1e4ef},
+    {0xc3c, 0xc3c},     {0xd3b, 0xd3c},     {0xeba, 0xeba},     {0x11a7, 0x11a7},
+    {0x1715, 0x1715},   {0x1abf, 0x1ace},   {0x1df6, 0x1dfa},   {0xa82c, 0xa82c},
+    {0x10d24, 0x10d27}, {0x10eab, 0x10eac}, {0x10efd, 0x10eff}, {0x10f46, 0x10f50},
+    {0x10f82, 0x10f85}, {0x11070, 0x11070}, {0x1133b, 0x1133b}, {0x1145e, 0x1145e},
+    {0x11839, 0x1183a}, {0x11930, 0x11930}, {0x1193d, 0x1193e}, {0x11943, 0x11943},
+    {0x119e0, 0x119e0}, {0x11a34, 0x11a34}, {0x11a47, 0x11a47}, {0x11a99, 0x11a99},
+    {0x11d42, 0x11d42}, {0x11d44, 0x11d45}, {0x11d97, 0x11d97}, {0x11f41, 0x11f42},
+    {0x16ff0, 0x16ff1}, {0x1e08f, 0x1e08f}, {0x1e130, 0x1e136}, {0x1e2ae, 0x1e2ae},
+    {0x1e2ec, 0x1e2ef}, {0x1e4ec, 0x1e4ef},
 };
 
-static bool is_later(utf8proc_int32_t c) {
-    if (c < LATER[0].first)
+static bool is_block(utf8proc_int32_t c) {
+    if (c < BLOCKS[0].first)
         return false;
-    for (size_t i = 0; i < sizeof LATER / sizeof *LATER; i++)
-        if (c <= LATER[i].last)
-            return c >= LATER[i].first;
+    for (size_t i = 0; i < sizeof BLOCKS / sizeof *BLOCKS; i++)
+        if (c <= BLOCKS[i].last)
+            return c >= BLOCKS[i].first;
     return false;
 }
 
 static int combining_class(utf8proc_int32_t c) {
     int k = c < 0x300 ? 0 : utf8proc_get_property(c)->combining_class;
-    return k && is_later(c) ? 0 : k;
+    return k && is_block(c) ? 0 : k;
 }
 
 /* Every code point below U+0300 is its own form C and composes with nothing before it. */
@@ -77,12 +78,12 @@ static void reorder(utf8proc_int32_t *c, utf8proc_int32_t *tmp, size_t n) {
     }
 }
 
-/* Compose between later marks, which block everything. Returns the new length. */
+/* Compose between the code points of BLOCKS, which let nothing through. Returns the new length. */
 static size_t compose(utf8proc_int32_t *c, size_t n) {
     size_t out = 0;
     for (size_t i = 0; i < n;) {
         size_t end = i + 1;
-        while (end < n && !is_later(c[end]))
+        while (end < n && !is_block(c[end]))
             end++;
         utf8proc_ssize_t k = utf8proc_normalize_utf32(c + i, (utf8proc_ssize_t)(end - i),
                                                       UTF8PROC_COMPOSE | UTF8PROC_STABLE);
@@ -108,6 +109,10 @@ static size_t decompose(const char *text, size_t n, utf8proc_int32_t *out) {
             continue;
         }
         i += (size_t)k;
+        if (c == 0x11938) {
+            out[len++] = c;
+            continue;
+        }
         int boundclass = 0;
         utf8proc_ssize_t m = utf8proc_decompose_char(
             c, out + len, MAX_DECOMPOSED, UTF8PROC_COMPOSE | UTF8PROC_STABLE, &boundclass);

@@ -30,8 +30,10 @@ typedef struct loader {
     size_t n_pool, cap_pool;
     token *tokens;
     size_t n_tokens, cap_tokens;
-    uint32_t *slots; /* token + 1, 0 empty; power of two, at most half full */
+    uint64_t *slots; /* high half of the hash, token + 1 below; 0 empty; power of two, at most two
+                        thirds full */
     size_t n_slots;
+    size_t hint; /* token expected next as the result of a merge */
 } loader;
 
 static qie_status no_memory(loader *l) {
@@ -47,48 +49,75 @@ static uint64_t hash_bytes(uint64_t h, const char *p, size_t n) {
     return h;
 }
 #define HASH_START 1469598103934665603u
+#define NONE SIZE_MAX
 
-/* Slot of the token a+b: its own or the empty one where it belongs. */
-static size_t slot_of(const loader *l, const char *a, size_t na, const char *b, size_t nb) {
+static size_t token_of(uint64_t slot) {
+    return (size_t)(uint32_t)slot - 1;
+}
+
+static bool is_token(const loader *l, size_t i, const char *a, size_t na, const char *b,
+                     size_t nb) {
+    const token *t = &l->tokens[i];
+    return t->n == na + nb && !memcmp(l->pool + t->at, a, na) &&
+           !memcmp(l->pool + t->at + na, b, nb);
+}
+
+/* Slot of the token a+b, its own or the empty one where it belongs. The hash bits in the slot spare
+ * a look at the token, which would be two more cache misses. */
+static size_t slot_of(const loader *l, const char *a, size_t na, const char *b, size_t nb,
+                      uint32_t *tag) {
     uint64_t h = hash_bytes(hash_bytes(HASH_START, a, na), b, nb);
+    *tag = (uint32_t)(h >> 32);
     for (size_t i = (size_t)(h ^ h >> 32) & (l->n_slots - 1);; i = (i + 1) & (l->n_slots - 1)) {
         if (!l->slots[i])
             return i;
-        const token *t = &l->tokens[l->slots[i] - 1];
-        if (t->n == na + nb && !memcmp(l->pool + t->at, a, na) &&
-            !memcmp(l->pool + t->at + na, b, nb))
+        if ((uint32_t)(l->slots[i] >> 32) == *tag &&
+            is_token(l, token_of(l->slots[i]), a, na, b, nb))
             return i;
     }
 }
 
-static int32_t id_of(const loader *l, const char *a, size_t na, const char *b, size_t nb) {
-    uint32_t s = l->n_slots ? l->slots[slot_of(l, a, na, b, nb)] : 0;
-    return s ? l->tokens[s - 1].id : -1;
+/* Token a+b, or NONE. */
+static size_t find_token(const loader *l, const char *a, size_t na, const char *b, size_t nb) {
+    uint32_t tag;
+    uint64_t s = l->n_slots ? l->slots[slot_of(l, a, na, b, nb, &tag)] : 0;
+    return s ? token_of(s) : NONE;
 }
 
-static qie_status grow_table(loader *l) {
-    size_t cap = l->cap_tokens ? 2 * l->cap_tokens : 1024;
+static int32_t id_of(const loader *l, const char *text, size_t n) {
+    size_t t = find_token(l, text, n, "", 0);
+    return t == NONE ? -1 : l->tokens[t].id;
+}
+
+/* Room for n tokens. */
+static qie_status reserve(loader *l, size_t n) {
+    if (n <= l->cap_tokens)
+        return QIE_OK;
+    size_t cap = l->cap_tokens + l->cap_tokens / 2 + 256, n_slots = 256;
+    cap = n > cap ? n : cap;
+    while (n_slots < cap + cap / 2)
+        n_slots *= 2;
     token *t = cap <= MAX_TOKENS ? realloc(l->tokens, cap * sizeof *t) : NULL;
     if (!t)
         return no_memory(l);
     l->tokens = t;
     l->cap_tokens = cap;
     free(l->slots);
-    l->n_slots = 2 * cap;
-    l->slots = calloc(l->n_slots, sizeof *l->slots);
-    if (!l->slots) {
-        l->n_slots = 0;
+    l->slots = calloc(n_slots, sizeof *l->slots);
+    l->n_slots = l->slots ? n_slots : 0;
+    if (!l->slots)
         return no_memory(l);
+    for (size_t i = 0; i < l->n_tokens; i++) {
+        uint32_t tag;
+        size_t s = slot_of(l, l->pool + l->tokens[i].at, l->tokens[i].n, "", 0, &tag);
+        l->slots[s] = (uint64_t)tag << 32 | (i + 1);
     }
-    for (size_t i = 0; i < l->n_tokens; i++)
-        l->slots[slot_of(l, l->pool + l->tokens[i].at, l->tokens[i].n, "", 0)] = (uint32_t)i + 1;
     return QIE_OK;
 }
 
 /* A token named twice keeps the later id, as in the reference. */
 static qie_status add_token(loader *l, const char *text, size_t n, int32_t id) {
-    if (l->n_tokens == l->cap_tokens)
-        QIE_TRY(grow_table(l));
+    QIE_TRY(reserve(l, l->n_tokens + 1));
     if (l->cap_pool - l->n_pool < n) {
         size_t cap = 2 * l->cap_pool + n + 65536;
         char *p = realloc(l->pool, cap);
@@ -99,22 +128,26 @@ static qie_status add_token(loader *l, const char *text, size_t n, int32_t id) {
     }
     if (id > l->out->max_id)
         l->out->max_id = id;
-    size_t s = slot_of(l, text, n, "", 0);
+    uint32_t tag;
+    size_t s = slot_of(l, text, n, "", 0, &tag);
     if (l->slots[s]) {
-        l->tokens[l->slots[s] - 1].id = id;
+        l->tokens[token_of(l->slots[s])].id = id;
         return QIE_OK;
     }
     if (n)
         memcpy(l->pool + l->n_pool, text, n);
     l->tokens[l->n_tokens] = (token){l->n_pool, (uint32_t)n, id};
     l->n_pool += n;
-    l->slots[s] = (uint32_t)++l->n_tokens;
+    l->slots[s] = (uint64_t)tag << 32 | ++l->n_tokens;
     return QIE_OK;
 }
 
 /* {"token": id, ...} */
 static qie_status read_vocab(loader *l, qie_jscan *s) {
     bool first = true;
+    /* The released file has 20.3 bytes an entry; growing on the way would hash everything again. */
+    size_t expected = (size_t)(s->end - s->p) / 20;
+    QIE_TRY(reserve(l, expected < MAX_TOKENS / 16 ? expected : MAX_TOKENS / 16));
     qie_jscan_enter(s, '{');
     while (qie_jscan_next(s, '}', &first)) {
         const char *text;
@@ -153,7 +186,7 @@ static qie_status find_bytes(loader *l, const char *file) {
     for (unsigned b = 0; b < 256; b++) {
         char c[4];
         size_t n = byte_char(b, c);
-        int32_t id = id_of(l, c, n, "", 0);
+        int32_t id = id_of(l, c, n);
         QIE_FAIL_IF(id < 0, QIE_E_CORRUPT, l->err, file,
                     "'%s' is damaged or no byte-level vocabulary: it lacks byte 0x%02x", file, b);
         l->out->bpe.byte_ids[b] = id;
@@ -166,8 +199,16 @@ static qie_status find_bytes(loader *l, const char *file) {
 
 static qie_status add_merge(loader *l, const char *file, size_t rank, const char *a, size_t na,
                             const char *b, size_t nb) {
-    int32_t left = id_of(l, a, na, "", 0), right = id_of(l, b, nb, "", 0);
-    int32_t id = id_of(l, a, na, b, nb);
+    int32_t left = id_of(l, a, na), right = id_of(l, b, nb), id = -1;
+    /* Vocabularies list the results of merges in the order of the merges: try the next one before
+     * the table. */
+    size_t joined = l->hint < l->n_tokens && is_token(l, l->hint, a, na, b, nb)
+                        ? l->hint
+                        : find_token(l, a, na, b, nb);
+    if (joined != NONE) {
+        id = l->tokens[joined].id;
+        l->hint = joined + 1;
+    }
     QIE_FAIL_IF(left < 0 || right < 0 || id < 0, QIE_E_CORRUPT, l->err, file,
                 "'%s' is damaged: merge %zu needs the token '%.*s%.*s', which the vocabulary lacks",
                 file, rank + 1, left < 0 || id < 0 ? (int)(na < 200 ? na : 200) : 0, a,
@@ -224,10 +265,10 @@ static qie_status read_merge(loader *l, qie_jscan *s, size_t rank) {
         return s->st;
     }
     /* The second string may reuse the buffer of the first: keep the vocabulary's own copy. */
-    uint32_t t = l->n_slots ? l->slots[slot_of(l, a, na, "", 0)] : 0;
-    if (!t)
+    size_t t = find_token(l, a, na, "", 0);
+    if (t == NONE)
         return add_merge(l, s->what, rank, a, na, "", 0);
-    a = l->pool + l->tokens[t - 1].at;
+    a = l->pool + l->tokens[t].at;
     if (!qie_jscan_next(s, ']', &first) || !qie_jscan_string(s, &b, &nb) ||
         qie_jscan_next(s, ']', &first))
         qie_jscan_fail(s, "a merge is not two tokens");

@@ -390,12 +390,12 @@ int64_t qie_weights_elements(const qie_weights *w) {
     return w->elements;
 }
 
-void qie_weights_prefetch(const qie_tensor *t) {
+void qie_weights_prefetch(const void *data, size_t n_bytes) {
     long page = sysconf(_SC_PAGESIZE);
-    if (!t || !t->n_bytes || page <= 0)
+    if (!n_bytes || page <= 0)
         return;
-    uintptr_t from = (uintptr_t)t->data & ~((uintptr_t)page - 1);
-    size_t n = (uintptr_t)t->data + t->n_bytes - from;
+    uintptr_t from = (uintptr_t)data & ~((uintptr_t)page - 1);
+    size_t n = (uintptr_t)data + n_bytes - from;
     /* Only a hint: memory that is no mapping of a file answers with an error that nobody needs. */
     (void)madvise((void *)from, n, MADV_WILLNEED);
 }

@@ -56,7 +56,7 @@ const char *qie_weights_metadata(const qie_weights *w, const char *key);
 /* Sum of tensor bytes and of elements. */
 int64_t qie_weights_bytes(const qie_weights *w);
 int64_t qie_weights_elements(const qie_weights *w);
-/* Tell the kernel that a tensor will be read soon (readahead) or not again for now. Hints only. */
-void qie_weights_prefetch(const qie_tensor *t);
+/* Tell the kernel that these bytes of a mapped file will be read soon: it reads ahead while we compute. A hint. */
+void qie_weights_prefetch(const void *data, size_t n_bytes);
 
 #endif

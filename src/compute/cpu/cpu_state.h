@@ -9,7 +9,7 @@
 enum {
     QIE_TASK_COLS =
         128, /* columns that one task computes: its packed B stays in the core's cache */
-    QIE_TASK_ROWS = 1024, /* rows that share one packing of B */
+    QIE_TASK_ROWS = 512, /* rows that share one packing of B */
     QIE_A_BYTES = (QIE_MR_MAX * QIE_A_STRIDE + 63) / 64 * 64,
     QIE_B_BYTES = QIE_TASK_COLS * QIE_K_BYTES,
     QIE_C_BYTES = QIE_TASK_COLS * QIE_TASK_ROWS * 4,

@@ -60,6 +60,18 @@ static void finish_rows(const linear_job *job, const float *bias, const float *s
     }
 }
 
+/* Ask for a share (i of n) of the rows [r0, r0 + rows) x k elements of x: a kilobyte here and there
+ * is too short for the processor to guess, and x comes from far away. */
+static void prefetch_x(const qie_mat *x, int64_t r0, int64_t rows, int64_t k0, int64_t k, int i,
+                       int n) {
+    int64_t bytes = k * (int64_t)qie_dtype_size(x->dtype);
+    for (int64_t r = r0 + rows * i / n; r < r0 + rows * (i + 1) / n; r++) {
+        const unsigned char *p = mat_at(x, r, k0);
+        for (int64_t b = 0; b < bytes; b += 64)
+            __builtin_prefetch(p + b, 0, 2);
+    }
+}
+
 static void linear_task(void *arg, size_t index, int i_thread) {
     const linear_job *job = arg;
     const qie_linear_args *a = job->a;
@@ -87,10 +99,14 @@ static void linear_task(void *arg, size_t index, int i_thread) {
             int64_t r0 = m * t / n_tiles, rows = m * (t + 1) / n_tiles - r0;
             float *c = sums + r0 * panels.cols;
             g->copy_a(block_a, mat_at(&a->x, m0 + r0, k0), a->x.dtype, a->x.ld, rows, k);
-            for (int p = 0; p < panels.n; p++)
+            int64_t next = m * (t + 2) / n_tiles - (r0 + rows);
+            for (int p = 0; p < panels.n; p++) {
+                if (t + 1 < n_tiles)
+                    prefetch_x(&a->x, m0 + r0 + rows, next, k0, k, p, panels.n);
                 g->tile[QIE_A_ROWS][panels.vectors[p] - 1][rows](
                     steps, block_a, 0, block_b + panels.col[p] * steps * 4, c + panels.col[p],
                     panels.cols, NULL, k0 > 0);
+            }
             if (k0 + k == k_all)
                 finish_rows(job, a->bias.data ? bias : NULL, c, panels.cols, m0 + r0, rows, n0, n);
         }

@@ -24,6 +24,12 @@ ALWAYS void tile(const int mr, const int nv, const int layout, int64_t steps, co
 #pragma GCC unroll 2
         for (int j = 0; j < nv; j++)
             s[r][j] = vf_zero();
+    if (add) /* on its way while the sums are made */
+#pragma GCC unroll 16
+        for (int r = 0; r < mr; r++)
+#pragma GCC unroll 2
+            for (int j = 0; j < nv; j++)
+                __builtin_prefetch(c + r * ldc + j * VW, 1, 3);
     for (int64_t i = 0; i < steps; i++) {
         vf b0 = vf_load(b), b1 = nv > 1 ? vf_load(b + VW) : b0;
 #pragma GCC unroll 16

@@ -1,0 +1,69 @@
+/* The GPUs of this machine as the NVIDIA driver tells them, through libnvidia-ml loaded at run
+ * time: no build dependency, and a machine without a driver is an answer, not an error.
+ *
+ * The question is asked in a child process with a deadline, because a sick driver can hang its
+ * callers. Plain data: copy freely. QIE_NVML names another library (tests). */
+#ifndef QIE_BASE_NVML_H
+#define QIE_BASE_NVML_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#define QIE_GPUS_MAX 32
+#define QIE_GPU_PROCESSES_MAX 64
+#define QIE_MIG_MAX 8
+
+typedef enum qie_gpus_state {
+    QIE_GPUS_OK = 0,
+    QIE_GPUS_NO_DRIVER,  /* no libnvidia-ml: no NVIDIA driver, or a container without it */
+    QIE_GPUS_NOT_LOADED, /* the library is there, the kernel module is not */
+    QIE_GPUS_MISMATCH,   /* library and kernel module of different versions: a reboot is due */
+    QIE_GPUS_NO_PERMISSION,
+    QIE_GPUS_LOST, /* a GPU has fallen off the bus */
+    QIE_GPUS_HUNG, /* no answer in time */
+    QIE_GPUS_ERROR /* anything else */
+} qie_gpus_state;
+
+typedef struct qie_gpu_process {
+    unsigned pid;
+    int64_t used_bytes; /* -1: the driver does not tell */
+    bool graphics;
+} qie_gpu_process;
+
+typedef struct qie_mig {
+    char uuid[96];
+    int64_t total, free; /* -1: not told */
+} qie_mig;
+
+typedef struct qie_gpu {
+    int index; /* physical: the driver's order, by bus */
+    char name[96], uuid[96], bus[32];
+    int64_t total, free, used; /* bytes; -1: not told */
+    int cc_major, cc_minor;    /* compute capability; 0: not told */
+    bool mig;                  /* divided into instances: only these can be used */
+    int n_mig;
+    qie_mig migs[QIE_MIG_MAX];
+    bool processes_told;
+    int n_processes;
+    qie_gpu_process processes[QIE_GPU_PROCESSES_MAX];
+    char error[96]; /* why numbers are missing; "" */
+} qie_gpu;
+
+typedef struct qie_gpus {
+    qie_gpus_state state;
+    char detail[256]; /* the driver's words; "" when OK */
+    char driver[80];  /* "550.54.15" */
+    int cuda_version; /* 12040 for 12.4; 0: not told */
+    int n;
+    qie_gpu gpus[QIE_GPUS_MAX];
+} qie_gpus;
+
+/* Takes at most timeout_ms. */
+void qie_gpus_probe(int timeout_ms, qie_gpus *out);
+
+/* Positions in g->gpus that a value of CUDA_VISIBLE_DEVICES (NULL: not set) leaves, in its order.
+ * *refused (may be NULL): the first entry that names no GPU, where CUDA stops reading, as a new
+ * index into value, else -1. MIG instances count as their GPU. Returns how many. */
+int qie_gpus_visible(const qie_gpus *g, const char *value, int order[QIE_GPUS_MAX], int *refused);
+
+#endif
