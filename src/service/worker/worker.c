@@ -388,23 +388,27 @@ static void begin(worker *w, uint64_t token) {
 static void run_job(worker *w) {
     job j;
     qie_error e = {0};
-    begin(w, w->job.token);
-    snprintf(crash_job, sizeof crash_job, "%s", w->job.job_id);
+    pthread_mutex_lock(&w->lock); /* the slot is free again before the answer: the next job may follow at once */
+    svc_message order = w->job;
+    int fd = w->job_fd;
+    w->has_job = false;
+    pthread_mutex_unlock(&w->lock);
+    begin(w, order.token);
+    snprintf(crash_job, sizeof crash_job, "%s", order.job_id);
     snprintf(crash_stage, sizeof crash_stage, "read");
-    qie_status st = read_job(w->job_fd, &j, &e);
-    close(w->job_fd);
+    qie_status st = read_job(fd, &j, &e);
+    close(fd);
     if (st == QIE_OK)
         st = compute(w, &j, &e);
     job_release(&j);
-    pthread_mutex_lock(&w->lock); /* before the answer: the next job may follow at once */
+    pthread_mutex_lock(&w->lock);
     w->running = 0;
-    w->has_job = false;
     pthread_mutex_unlock(&w->lock);
     snprintf(crash_job, sizeof crash_job, "none");
     if (st == QIE_OK)
         return;
     svc_message m;
-    svc_message_init(&m, SVC_MSG_FAILED, w->job.token);
+    svc_message_init(&m, SVC_MSG_FAILED, order.token);
     m.status = (int32_t)st;
     snprintf(m.param, sizeof m.param, "%s", e.param);
     snprintf(m.text, sizeof m.text, "%s", e.message);
