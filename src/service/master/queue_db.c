@@ -11,7 +11,7 @@
 
 #include "base/error.h"
 
-#define APPLICATION_ID 1364543829 /* "QUED" */
+#define APPLICATION_ID 1364542788 /* "QUED" */
 #define SCHEMA_VERSION 1
 #define MAX_BATCH 256
 
@@ -363,7 +363,7 @@ static const char *const SCHEMA =
     "CREATE TABLE files(job TEXT NOT NULL,name TEXT NOT NULL);"
     "CREATE INDEX files_job ON files(job);CREATE INDEX files_name ON files(name);"
     "CREATE TABLE meta(generation INTEGER NOT NULL);INSERT INTO meta VALUES(0);"
-    "PRAGMA application_id=1364543829;PRAGMA user_version=1;COMMIT";
+    "PRAGMA application_id=1364542788;PRAGMA user_version=1;COMMIT";
 
 static qie_status check_schema(sqlite3 *c, qie_error *err) {
     int64_t app = sql_number(c, "PRAGMA application_id", -1);
