@@ -27,18 +27,18 @@
 #define MAX_HEADERS 6
 
 /* A connection, for the time limit on its headers. */
-typedef struct link {
+typedef struct conn_link {
     svc_http *http;
     int fd;
     double deadline; /* 0: none */
-    struct link *prev, *next;
-} link;
+    struct conn_link *prev, *next;
+} conn_link;
 
 typedef struct request {
     svc_call call; /* first */
     svc_http *http;
     struct MHD_Connection *connection;
-    link *link;
+    conn_link *link;
     svc_watch *watch;
     char *own_path;
     /* body */
@@ -63,7 +63,7 @@ struct svc_http {
     svc_loop *loop;
     struct MHD_Daemon *daemons[2];
     svc_watch *watches[2];
-    link *links;
+    conn_link *links;
     size_t bodies;
     int n_connections;
     double next_sweep;
@@ -383,7 +383,7 @@ static void watch(request *r) {
         r->watch = svc_loop_watch(r->http->loop, r->link->fd, EPOLLRDHUP, on_hangup, r);
 }
 
-static request *new_request(svc_http *h, struct MHD_Connection *c, link *l, const char *url,
+static request *new_request(svc_http *h, struct MHD_Connection *c, conn_link *l, const char *url,
                             const char *method) {
     request *r = calloc(1, sizeof *r);
     if (!r)
@@ -415,7 +415,7 @@ static enum MHD_Result on_access(void *arg, struct MHD_Connection *c, const char
     (void)version;
     if (!r) {
         const union MHD_ConnectionInfo *info = MHD_get_connection_info(c, MHD_CONNECTION_INFO_SOCKET_CONTEXT);
-        link *l = info ? info->socket_context : NULL;
+        conn_link *l = info ? info->socket_context : NULL;
         if (!l || !(r = new_request(h, c, l, url, method)))
             return MHD_NO;
         *state = r;
@@ -475,7 +475,7 @@ static void on_completed(void *arg, struct MHD_Connection *c, void **state,
 
 static void *on_request_line(void *arg, const char *uri, struct MHD_Connection *c) {
     const union MHD_ConnectionInfo *info = MHD_get_connection_info(c, MHD_CONNECTION_INFO_SOCKET_CONTEXT);
-    link *l = info ? info->socket_context : NULL;
+    conn_link *l = info ? info->socket_context : NULL;
     double limit = qie_now_s() + HEADERS_WITHIN_S;
     (void)arg;
     (void)uri;
@@ -488,7 +488,7 @@ static void on_connection(void *arg, struct MHD_Connection *c, void **context,
                           enum MHD_ConnectionNotificationCode what) {
     svc_http *h = arg;
     if (what == MHD_CONNECTION_NOTIFY_STARTED) {
-        link *l = calloc(1, sizeof *l);
+        conn_link *l = calloc(1, sizeof *l);
         const union MHD_ConnectionInfo *info = MHD_get_connection_info(c, MHD_CONNECTION_INFO_CONNECTION_FD);
         if (!l)
             return;
@@ -503,7 +503,7 @@ static void on_connection(void *arg, struct MHD_Connection *c, void **context,
         *context = l;
         return;
     }
-    link *l = *context;
+    conn_link *l = *context;
     if (!l)
         return;
     if (l->prev)
@@ -561,7 +561,7 @@ void svc_http_destroy(svc_http *h) {
         if (!h->daemons[i])
             continue;
         /* The library wants nothing suspended when it stops. */
-        for (link *l = h->links; l; l = l->next)
+        for (conn_link *l = h->links; l; l = l->next)
             shutdown(l->fd, SHUT_RDWR);
         MHD_stop_daemon(h->daemons[i]);
     }
@@ -574,7 +574,7 @@ static void sweep(svc_http *h) {
     if (now < h->next_sweep)
         return;
     h->next_sweep = now + 1;
-    for (link *l = h->links; l; l = l->next)
+    for (conn_link *l = h->links; l; l = l->next)
         if (l->deadline > 0 && now > l->deadline) {
             l->deadline = 0;
             shutdown(l->fd, SHUT_RDWR);
