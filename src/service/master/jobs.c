@@ -226,8 +226,8 @@ static void on_ended(svc_task *t) {
         write_end(e);
         return;
     }
-    for (int i = 0; i < job->n_inputs; i++)
-        svc_store_unpin(m->store, job->inputs[i]);
+    for (int i = 0; i < job->n_outputs; i++)
+        svc_store_unpin(m->store, job->outputs[i]);
     count_end(m, job);
     tell_end(m, job);
     take_out(m, job);

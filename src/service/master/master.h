@@ -69,6 +69,8 @@ struct svc_job {
     svc_params params;
     char inputs[SVC_MAX_PICTURES][QIE_HASH_HEX_MAX];
     int n_inputs;
+    char outputs[SVC_MAX_RESULTS][QIE_HASH_HEX_MAX]; /* pinned until the end is in the file */
+    int n_outputs;
     bool accepted;  /* in the file */
     bool finishing; /* its end is being written */
     bool cancel;    /* asked for */

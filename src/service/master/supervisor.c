@@ -9,7 +9,9 @@
 #include <sys/pidfd.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "base/clock.h"
@@ -503,6 +505,7 @@ static void collected(svc_task *t) {
     if (c->garbage) {
         svc_worker *w = &m->workers[c->worker];
         kill_worker(w, "the worker returned garbage", 2);
+        job->finishing = false;
         svc_job_retry(m, job, "the worker returned garbage");
         release_collecting(c);
     } else if (c->status == QIE_E_IO && !m->stopping) {
@@ -524,9 +527,12 @@ static void collected(svc_task *t) {
         m->stage_n++;
         m->step_sum_s += c->head.denoise_s;
         m->step_n += c->head.num_inference_steps;
+        /* The pins go when the row that names the files is in. */
+        memcpy(job->outputs, c->names, sizeof job->outputs);
+        job->n_outputs = c->n_stored;
+        c->n_stored = 0;
         svc_job_finish(m, job, c->status == QIE_OK ? SVC_COMPLETED : SVC_FAILED, c->result,
                        c->status == QIE_OK ? NULL : &c->error);
-        /* The pins go when the row that names the files is in; until then removal would need a row too. */
         release_collecting(c);
     }
 }
