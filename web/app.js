@@ -177,20 +177,10 @@ function showPictures() {
       ($('pictures').querySelector('[data-does="remove"]') ?? $('file')).focus();
     }));
     const frame = make('div', { className: 'pic-frame' }, make('img', { src: p.address, alt: p.name, draggable: false }));
-    const item = make('li', { className: 'pic', draggable: n > 1 }, frame,
+    const item = make('li', { className: n > 1 ? 'pic movable' : 'pic' }, frame,
       make('div', {}, make('div', { className: 'pic-name', textContent: t('pic.n', { n: i + 1 }) }),
         make('div', { className: 'pic-size', textContent: `${p.width} × ${p.height}` })), tools);
-    item.ondragstart = (e) => { e.dataTransfer.setData('application/x-picture', String(i)); e.dataTransfer.effectAllowed = 'move'; item.dataset.drag = ''; };
-    item.ondragend = () => { delete item.dataset.drag; };
-    item.ondragover = (e) => { if (e.dataTransfer.types.includes('application/x-picture')) { e.preventDefault(); item.dataset.over = ''; } };
-    item.ondragleave = () => { delete item.dataset.over; };
-    item.ondrop = (e) => {
-      const from = e.dataTransfer.getData('application/x-picture');
-      if (from === '') return;
-      e.preventDefault();
-      e.stopPropagation();
-      movePicture(Number(from), i);
-    };
+    if (n > 1) dragging(item, frame, i);
     return item;
   }));
   if (focused) {
@@ -204,6 +194,42 @@ function showPictures() {
   $('drop-hint').textContent = max > 1 ? t('pics.hint', { max }) : t('pics.hint1');
   $('prompt-hint').hidden = n < 2;
   if (n) showFieldError('pictures', '');
+}
+
+/** Order by dragging, with pointer events: the browsers' own drag and drop knows no touch. */
+function dragging(item, frame, from) {
+  let start = null, over = null;
+  const end = () => {
+    start = null;
+    delete item.dataset.drag;
+    item.style.transform = '';
+    if (over) delete over.dataset.over;
+    over = null;
+  };
+  frame.onpointerdown = (e) => {
+    if (e.button !== 0) return;
+    e.preventDefault();
+    start = [e.clientX, e.clientY];
+    frame.setPointerCapture(e.pointerId);
+  };
+  frame.onpointermove = (e) => {
+    if (!start) return;
+    const dx = e.clientX - start[0], dy = e.clientY - start[1];
+    if (!('drag' in item.dataset) && Math.hypot(dx, dy) < 6) return;
+    item.dataset.drag = '';
+    item.style.transform = `translate(${dx}px, ${dy}px)`;
+    const under = document.elementsFromPoint(e.clientX, e.clientY).map((x) => x.closest('.pic')).find((x) => x && x !== item) ?? null;
+    if (under === over) return;
+    if (over) delete over.dataset.over;
+    over = under;
+    if (over) over.dataset.over = '';
+  };
+  frame.onpointerup = () => {
+    const to = over ? [...$('pictures').children].indexOf(over) : -1;
+    end();
+    movePicture(from, to);
+  };
+  frame.onpointercancel = end;
 }
 
 function watchDrops() {

@@ -105,7 +105,8 @@ class Browser:
 
     def screenshot(self, path, full=False):
         # Two frames, so that what was just changed is painted; images decoded; nothing animated half-way.
-        self.js_async("const done = arguments[0]; Promise.all([...document.images].map(i => i.src && i.decode().catch(() => 0)))"
+        self.js_async("const done = arguments[0]; Promise.all([...[...document.images].map(i => i.src && i.decode().catch(() => 0)), ...document.getAnimations()"
+                      ".filter(a => a instanceof CSSTransition).map(a => a.finished.catch(() => 0))])"
                       ".then(() => requestAnimationFrame(() => requestAnimationFrame(() => done())))")
         data = self.cdp("Page.captureScreenshot", captureBeyondViewport=full, format="png") if full else {"data": self.ask("GET", "/screenshot")}
         with open(path, "wb") as f:
@@ -113,6 +114,7 @@ class Browser:
 
     def view(self, width, height, mobile=False, dark=False):
         self.cdp("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=2 if mobile else 1, mobile=mobile)
+        self.cdp("Emulation.setFocusEmulationEnabled", enabled=True)
         self.cdp("Emulation.setTouchEmulationEnabled", enabled=mobile)
         self.cdp("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}])
 
