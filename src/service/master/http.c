@@ -71,25 +71,49 @@ struct svc_http {
 
 /* ---------------------------------------------------------------- bodies */
 
-static void drop_body(request *r) {
-    if (r->mapped)
-        munmap(r->memory, r->expected);
+struct svc_body {
+    svc_http *http;
+    char *memory;
+    size_t counted;
+    bool mapped;
+    int spool;
+};
+
+void svc_body_free(svc_body *b) {
+    if (!b)
+        return;
+    if (b->mapped)
+        munmap(b->memory, b->counted);
     else
-        free(r->memory);
-    if (r->spool >= 0)
-        close(r->spool);
-    if (r->expected && r->begun)
-        r->http->bodies -= r->expected;
+        free(b->memory);
+    if (b->spool >= 0)
+        close(b->spool);
+    b->http->bodies -= b->counted;
+    free(b);
+}
+
+/* Forget the body without freeing it. */
+static void detach_body(request *r) {
     r->memory = NULL;
-    r->mapped = false;
+    r->mapped = r->begun = false;
     r->spool = -1;
-    r->expected = 0;
+    r->expected = r->got = 0;
     r->call.body = NULL;
     r->call.n_body = 0;
 }
 
-void svc_call_drop_body(svc_call *call) {
-    drop_body((request *)(void *)call);
+svc_body *svc_call_take_body(svc_call *call) {
+    request *r = (request *)(void *)call;
+    svc_body *b = r->begun ? calloc(1, sizeof *b) : NULL;
+    if (!b)
+        return NULL;
+    *b = (svc_body){r->http, r->memory, r->expected, r->mapped, r->spool};
+    detach_body(r);
+    return b;
+}
+
+static void drop_body(request *r) {
+    svc_body_free(svc_call_take_body(&r->call));
 }
 
 static bool begin_body(request *r) {
@@ -560,6 +584,8 @@ void svc_http_destroy(svc_http *h) {
         svc_loop_unwatch(h->loop, h->watches[i]);
         if (!h->daemons[i])
             continue;
+        for (int k = 0; k < 3; k++)
+            MHD_run_wait(h->daemons[i], 0); /* what was resumed goes out */
         /* The library wants nothing suspended when it stops. */
         for (conn_link *l = h->links; l; l = l->next)
             shutdown(l->fd, SHUT_RDWR);

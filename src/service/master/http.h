@@ -58,8 +58,10 @@ const char *svc_call_header(const svc_call *call, const char *name);
 const char *svc_call_query(const svc_call *call, const char *name);
 /* Names of query arguments that are not in the list (ended by NULL): the first one, or NULL. */
 const char *svc_call_unknown_query(const svc_call *call, const char *const *known);
-/* The body is no longer needed. */
-void svc_call_drop_body(svc_call *call);
+/* Take the body over, so that it outlives the call; NULL when there is none. Freed in the loop. */
+typedef struct svc_body svc_body;
+svc_body *svc_call_take_body(svc_call *call);
+void svc_body_free(svc_body *body);
 
 /* Headers of the coming answer. */
 void svc_call_set_header(svc_call *call, const char *name, const char *value);

@@ -210,6 +210,7 @@ qie_json *svc_workers_json(svc_master *m);
 
 /* submit.c */
 void svc_submit(svc_master *m, svc_call *call, svc_flavour flavour);
+void svc_submit_tick(svc_master *m, bool comment);
 /* The answer with the pictures inside, for a completed row; replied from a thread. */
 void svc_answer_result(svc_master *m, svc_call *call, svc_flavour flavour, const svc_row *row,
                        bool as_url);
@@ -226,6 +227,7 @@ bool svc_cidr_has(const char *cidr, const void *sockaddr_storage);
 /* routes.c */
 void svc_route_head(void *arg, svc_call *call);
 void svc_route_request(void *arg, svc_call *call);
+void svc_streams_tick(svc_master *m);
 void svc_route_answer(void *arg, svc_call *call, int status);
 qie_status svc_keys_load(svc_master *m, qie_error *err);
 
