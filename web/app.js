@@ -43,7 +43,7 @@ function icon(path) {
   svg.append(line);
   return svg;
 }
-const ICON = { back: 'm11.500 5.500-4.500 4.500 4.500 4.500', on: 'm8.500 5.500 4.500 4.500-4.500 4.500', remove: 'm6 6 8 8m0-8-8 8' };
+const ICON = { back: 'm11.5 5.5-4.5 4.5 4.5 4.5', on: 'm8.5 5.5 4.5 4.5-4.5 4.5', remove: 'm6 6 8 8m0-8-8 8' };
 
 function say(text) { $('live').textContent = text; }
 
@@ -317,15 +317,19 @@ function noteAdvanced() {
 }
 
 function keepDraft() {
+  if (!server.known) return; // what is at its default is left out, so the defaults must be known
   const draft = { prompt: $('prompt').value, negative_prompt: $('negative_prompt').value, open: $('advanced').open };
   for (const name of NUMBERS) if ($(name).value !== String(server.defaults[name] ?? '')) draft[name] = $(name).value;
   if ($('seed-fixed').checked) draft.seed = $('seed').value;
   sessionStorage.setItem('qwen-edit.draft', JSON.stringify(draft));
 }
 
+function draftKept() {
+  try { return JSON.parse(sessionStorage.getItem('qwen-edit.draft')) ?? {}; } catch { return {}; }
+}
+
 function restoreDraft() {
-  let draft = {};
-  try { draft = JSON.parse(sessionStorage.getItem('qwen-edit.draft')) ?? {}; } catch { /* nothing was kept */ }
+  const draft = draftKept();
   $('advanced').open = draft.open === true;
   fillForm(draft);
 }
@@ -403,7 +407,7 @@ function showHistory() {
 }
 
 // ---------------------------------------------------------------- stage
-const shown = { id: null, stop: null, error: null, progress: null, eta: null, etaAt: 0, inputs: [], result: null, against: 0, said: '' };
+const shown = { id: null, stop: null, error: null, progress: null, eta: null, etaAt: 0, inputs: [], result: null, against: 0, said: '', cancelling: false, running: false };
 
 function stageIs(name) {
   for (const state of ['empty', 'working', 'failed', 'done']) $(state).hidden = state !== name;
@@ -414,7 +418,7 @@ function leave() {
   shown.stop?.abort();
   for (const b of shown.inputs) if (b) URL.revokeObjectURL(b.address);
   if (shown.result) URL.revokeObjectURL(shown.result.address);
-  Object.assign(shown, { id: null, stop: null, error: null, progress: null, eta: null, inputs: [], result: null, against: 0, said: '', cancelling: false });
+  Object.assign(shown, { id: null, stop: null, error: null, progress: null, eta: null, inputs: [], result: null, against: 0, said: '', cancelling: false, running: false });
   for (const name of ['preview', 'before', 'after']) $(name).removeAttribute('src');
   $('preview').hidden = true;
   $('progress-note').textContent = '';
@@ -434,13 +438,15 @@ function toStage() {
 }
 
 /** Put a job on the stage and follow it to its end. */
-function show(id) {
+function show(id, inputs = []) {
   leave();
   shown.id = id;
+  shown.inputs = inputs.map((blob) => ({ blob, address: URL.createObjectURL(blob) }));
   shown.stop = new AbortController();
   sessionStorage.setItem('qwen-edit.shown', id);
   showHistory();
   const job = jobOf(id);
+  $('working-said').textContent = job?.params.prompt ?? '';
   if (job && ['failed', 'cancelled', 'expired', 'gone'].includes(job.status)) showEnd(job);
   else if (job?.status === 'completed') { working({ stage: 'fetch' }); finish(id, shown.stop.signal); }
   else { working({ stage: 'queued', position: null }); track(id, shown.stop.signal); }
@@ -543,7 +549,7 @@ function learn(id, body) {
 
 async function track(id, signal) {
   const mine = () => shown.id === id && !signal.aborted;
-  fetchInputs(id, signal).then(() => { if (mine() && !shown.result) showInputPreview(); });
+  (shown.inputs.length ? Promise.resolve() : fetchInputs(id, signal)).then(() => { if (mine() && !shown.result) showInputPreview(); });
   for (;;) {
     try {
       const body = await getJson(`v1/jobs/${encodeURIComponent(id)}`, { signal });
@@ -551,7 +557,7 @@ async function track(id, signal) {
       if (learn(id, body)) { await finish(id, signal); return; }
       const v = view(body);
       if (v.status === 'queued') working({ stage: 'queued', position: v.queue_position ?? null }, v.eta_s ?? null);
-      else working({ stage: v.stage ?? (v.total ? undefined : 'started'), step: v.step ?? 0, total: v.total ?? 0 }, v.eta_s ?? null);
+      else { shown.running = true; working({ stage: v.stage ?? (v.total ? undefined : 'started'), step: v.step ?? 0, total: v.total ?? 0 }, v.eta_s ?? null); }
       if (document.hidden) { // a hidden tab must not hold one of the six connections
         await new Promise((r) => { setTimeout(r, JOB_POLL_MS); document.addEventListener('visibilitychange', r, { once: true }); });
         continue;
@@ -590,14 +596,18 @@ async function track(id, signal) {
 function onEvent(id, name, data) {
   switch (name) {
     case 'queued':
+      if (shown.running) return false; // an old event of a job that is past it
       working({ stage: 'queued', position: data.position ?? null }, data.eta_s ?? null);
       return false;
     case 'started':
+      if (shown.running) return false;
       $('progress-note').textContent = '';
       saveStatus(id, 'running');
       working({ stage: 'started' }, data.eta_s ?? null);
       return false;
     case 'progress':
+      if (shown.running && data.total > 0 && data.total === shown.progress?.total && data.step < shown.progress.step) return false;
+      shown.running = true;
       saveStatus(id, 'running');
       working({ stage: data.stage, step: data.step, total: data.total }, data.eta_s ?? null);
       return false;
@@ -613,6 +623,7 @@ function onEvent(id, name, data) {
       return false;
     }
     case 'retrying':
+      shown.running = false;
       saveStatus(id, 'queued');
       $('progress-note').textContent = t('p.retry', { reason: data.reason ?? '' });
       working({ stage: 'queued', position: null }, null);
@@ -756,7 +767,12 @@ function showFacts(job) {
 }
 
 // ---------------------------------------------------------------- generate and cancel
-let sending = false, retryTimer;
+let sending = false, retryTimer, retryIn = 0; // seconds that the server asked to wait
+
+function showGenerate() {
+  $('generate').disabled = sending || retryIn > 0;
+  $('generate-text').textContent = sending ? t('go.sending') : retryIn > 0 ? t('go.wait', { s: retryIn }) : t('go');
+}
 
 function fail(error) {
   const param = error.param;
@@ -773,14 +789,12 @@ function fail(error) {
   }
   if (error.retryAfter) {
     clearInterval(retryTimer);
-    let s = Math.ceil(error.retryAfter);
-    const tick = () => {
-      $('generate').disabled = s > 0;
-      $('generate-text').textContent = s > 0 ? t('go.wait', { s }) : t('go');
-      if (s-- <= 0) clearInterval(retryTimer);
-    };
-    tick();
-    retryTimer = setInterval(tick, 1000);
+    retryIn = Math.ceil(error.retryAfter);
+    retryTimer = setInterval(() => {
+      retryIn--;
+      if (retryIn <= 0) clearInterval(retryTimer);
+      if (!sending) showGenerate();
+    }, 1000);
   }
 }
 
@@ -807,8 +821,7 @@ async function generate() {
   const inputs = pictures.map((p) => p.blob);
 
   sending = true;
-  $('generate').disabled = true;
-  $('generate-text').textContent = t('go.sending');
+  showGenerate();
   const progress = (part) => { $('generate-text').textContent = part < 1 ? t('go.upload', { p: Math.round(100 * part) }) : t('go.sending'); };
   try {
     let answer;
@@ -822,9 +835,7 @@ async function generate() {
       }
     }
     saveJob(answer.id, { status: answer.status ?? 'queued', params, count, thumb, at: Date.now() });
-    show(answer.id);
-    shown.inputs = inputs.map((blob) => ({ blob, address: URL.createObjectURL(blob) }));
-    showInputPreview();
+    show(answer.id, inputs);
     if (shown.progress?.stage === 'queued') working({ stage: 'queued', position: answer.queue_position ?? null }, answer.eta_s ?? null);
     toStage();
   } catch (e) {
@@ -832,8 +843,7 @@ async function generate() {
     else pendingSubmit = true;
   } finally {
     sending = false;
-    if (!$('generate-text').textContent.match(/\d+ s|秒/)) $('generate').disabled = false;
-    if (!$('generate').disabled) $('generate-text').textContent = t('go');
+    showGenerate();
   }
 }
 
@@ -962,7 +972,6 @@ async function lookAtHealth() {
 
 /** Defaults and limits in force; what the server does not say keeps the contract's values. */
 async function lookAtServer() {
-  const before = { ...server.defaults };
   const list = await getJson('v1/models');
   const m = list.data?.[0] ?? {};
   server.known = true;
@@ -974,8 +983,9 @@ async function lookAtServer() {
   for (const name of NUMBERS) {
     const range = server.limits[name];
     if (Array.isArray(range)) { [$(name).min, $(name).max] = range; }
-    if ($(name).value === String(before[name] ?? '')) $(name).value = server.defaults[name] ?? '';
+    $(name).value = draftKept()[name] ?? server.defaults[name] ?? '';
   }
+  keepDraft();
   showServer();
   noteAdvanced();
   showPictures();
@@ -985,7 +995,8 @@ function showServer() {
   const text = typeof server.about === 'string' ? server.about : server.about?.[language()] ?? '';
   $('about').textContent = text;
   $('about').hidden = !text;
-  $('service').title = server.model;
+  $('model').textContent = server.model.split('/').at(-1);
+  $('model').title = server.model;
 }
 
 function showLanguage(name) {
@@ -1001,6 +1012,7 @@ function showLanguage(name) {
     return b;
   }));
   clearErrors();
+  showGenerate();
   showPictures();
   noteAdvanced();
   showHistory();

@@ -290,7 +290,7 @@ def chinese(r, b):
     left = b.js("""const out = [], walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
         while (walk.nextNode()) { const e = walk.currentNode.parentElement, s = walk.currentNode.data.trim();
           if (s && e.checkVisibility() && /[a-z]{4}/i.test(s) && !/[\\u4e00-\\u9fff]/.test(s)) out.push(s); } return out""")
-    allowed = re.compile(r"^(qwen-edit|English|API .*|Qwen/.*|demo.*|Ctrl.*|automatic)$", re.I)
+    allowed = re.compile(r"^(qwen-edit|Qwen.*|English|API .*|Qwen/.*|demo.*|Ctrl.*|automatic)$", re.I)
     check(not [s for s in left if not allowed.match(s)], f"not in Chinese: {left}")
 
 
