@@ -40,7 +40,8 @@ MAY_ONLY = {"compute/backend.h": r"^src/cli/bench"}
 LIBRARY = [
     (r"^jansson\.h$", r"^src/base/json\.c$"),
     (r"^openssl/", r"^src/base/hash\.c$"),
-    (r"^omp\.h$", r"^src/base/parallel\.[ch]$"),
+    # oneDNN takes its number of threads from OpenMP and from nowhere else.
+    (r"^omp\.h$", r"^src/(base/parallel\.[ch]|compute/cpu/onednn_[^/]*\.c)$"),
     (r"^pthread\.h$", r"^src/(base|service)/"),
     (r"^png\.h$", r"^src/image/png\.c$"),
     (r"^(jpeglib|jerror)\.h$", r"^src/image/jpeg\.c$"),

@@ -170,7 +170,7 @@ class Photos:
 class Scene:
     """One arrangement of a background and one or two subjects; compose() paints it in any colours, exactly."""
 
-    def __init__(self, rng, h, w, photos=None):
+    def __init__(self, rng, h, w, photos=None, two_tone=0.08):
         self.h, self.w = h, w
         yy, xx = np.mgrid[0:h, 0:w].astype(np.float32) + 0.5
         kind = rng.choice(["flat", "gradient", "stripes", "noise", "checker", "photo", "table", "dots", "vignette"],
@@ -203,6 +203,11 @@ class Scene:
             lum = self.photo @ np.array([.299, .587, .114], np.float32)
             mod = 0.35 + 0.75 * lum
         self.mod = mod.astype(np.float32)
+        self.part = None                              # where a second background colour is: a table, a side, a corner
+        if kind == "table":
+            self.part = np.clip(yy - edge, 0, 1)
+        elif self.photo is None and rng.random() < two_tone:
+            self.part = np.clip(0.5 + (u - rng.uniform(-0.3, 0.3)) * max(h, w), 0, 1)
         self.kind = str(rng.choice(list(SHAPES)))
         size = rng.uniform(0.27, 0.47) * min(h, w)
         cx, cy = w / 2 + rng.uniform(-.5, .5) * (w - 2.1 * size), h / 2 + rng.uniform(-.5, .5) * (h - 2.1 * size)
@@ -252,8 +257,12 @@ class Scene:
         return mask, shade.astype(np.float32), spec.astype(np.float32)
 
     def compose(self, subject, background, with_subject=True):
-        """subject: rgb; background: rgb, or None for the photograph in its own colours."""
-        img = self.photo if background is None else self.mod[..., None] * background
+        """subject: rgb; background: rgb or two of them, or None for the photograph in its own colours."""
+        if isinstance(background, tuple):
+            one, other = background
+            img = self.mod[..., None] * (one + self.part[..., None] * (other - one))
+        else:
+            img = self.photo if background is None else self.mod[..., None] * background
         img = np.clip(img, 0, 1)
         if self.other is not None:
             m, s, p = self.other
@@ -793,6 +802,13 @@ def paint(rng, H, W, photos):
         if back[0] is None or np.abs(subj[0] - back[0]).sum() > 0.35:
             break
         subj[0] = far_color(rng, back[1])
+    if s.part is not None and rng.random() < 0.75:
+        while True:
+            other = any_color(rng)
+            other = other if rng.random() < 0.5 else (0.4 * other + 0.6 * other.mean()).astype(np.float32)
+            if min(np.abs(other - c).sum() for c in subj) > 0.3:
+                break
+        back[0] = (back[0], other)
     g = [s.compose(c, b) for b in back for c in subj]
     r = [s.compose(subj[0], b, False) for b in back]
     out = g + r + [gray(g[0]), gray(g[4]), 1 - g[0], 1 - g[4]]
@@ -858,20 +874,20 @@ def pick(rng, meta, n):
             rows.append((i, 0, k, instruction(rng, {8: "gray", 10: "invert", 0: "keep"}[k])))
             continue
         r = rng.random()
-        if r < 0.54:
+        if r < 0.42:
             b, t = int(rng.integers(2)), int(rng.integers(1, 3))
             s = int(rng.choice([x for x in range(3) if x != t])) if rng.random() < 0.97 else t
             rows.append((i, 3 * b + s, 3 * b + t, instruction(rng, "subject", m["c"][t], m["shape"])))
-        elif r < 0.74:
+        elif r < 0.62:
             s = int(rng.integers(3))
             rows.append((i, s, 3 + s, instruction(rng, "background", m["b"], m["shape"])))
-        elif r < 0.80:
+        elif r < 0.67:
             k = int(rng.integers(2))
             rows.append((i, 4 * k, 8 + k, instruction(rng, "gray")))
-        elif r < 0.86:
+        elif r < 0.72:
             k = int(rng.integers(2))
             rows.append((i, 4 * k, 10 + k, instruction(rng, "invert")))
-        elif r < 0.94:
+        elif r < 0.86:
             b = int(rng.integers(2))
             rows.append((i, 3 * b + int(rng.integers(3)), 6 + b, instruction(rng, "remove", None, m["shape"])))
         else:
@@ -1389,7 +1405,7 @@ def main():
     ap.add_argument("--pool", type=int, default=4000, help="pictures to train the VAE on")
     ap.add_argument("--scenes", type=float, default=1.0, help="multiplies the number of scenes in BUCKETS")
     ap.add_argument("--init", type=pathlib.Path, help="start from this model folder (its VAE and vocabulary stay)")
-    ap.add_argument("--two", type=float, default=0.14, help="share of the steps with instructions about two pictures")
+    ap.add_argument("--two", type=float, default=0.25, help="share of the steps with instructions about two pictures")
     ap.add_argument("--rollout", type=float, default=0.35, help="share of the steps that start from the model's own first guess")
     ap.add_argument("--ranks", type=int, default=1, help="number of processes that train the DiT together")
     ap.add_argument("--rank", type=int, default=0, help="which of them this one is; the pictures must exist already")

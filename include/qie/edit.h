@@ -1,7 +1,7 @@
 /* Editing pictures by instruction: open a model once, run edits on it.
  *
- * Thread: one call per engine at a time, except qie_engine_cancel, which any thread and a signal handler may
- * call. Strings are UTF-8. Pointers in option structs are borrowed for the call. */
+ * Thread: one call per engine at a time, except qie_engine_cancel, which any thread and a signal
+ * handler may call. Strings are UTF-8. Pointers in option structs are borrowed for the call. */
 #ifndef QIE_EDIT_H
 #define QIE_EDIT_H
 
@@ -28,17 +28,17 @@ typedef enum qie_precision {
 } qie_precision;
 
 typedef struct qie_engine_options {
-    const char *model;        /* folder in the diffusers layout, or "demo" (embedded); required */
-    qie_precision precision;  /* default AUTO */
-    int n_threads;            /* 0: half of the cores */
-    const char *backend;      /* NULL or "cpu": best kernels of this machine; "ref": plain C; "onednn" */
+    const char *model;       /* folder in the diffusers layout, or "demo" (embedded); required */
+    qie_precision precision; /* default AUTO */
+    int n_threads;           /* 0: half of the cores */
+    const char *backend; /* NULL or "cpu": best kernels of this machine; "ref": plain C; "onednn" */
     int64_t memory_limit_bytes; /* ceiling of the working memory; 0: what the machine has free */
 } qie_engine_options;
 qie_engine_options qie_engine_options_default(void);
 
-/* Map the model's files, check configs and tensors, load the tokenizer. Weights are read on first use.
- * Errors: QIE_E_NOT_FOUND (folder, file), QIE_E_CORRUPT (config, header, tensor: the file is named),
- * QIE_E_UNSUPPORTED (another model). *out is NULL on failure. */
+/* Map the model's files, check configs and tensors, load the tokenizer. Weights are read on first
+ * use. Errors: QIE_E_NOT_FOUND (folder, file), QIE_E_CORRUPT (config, header, tensor: the file is
+ * named), QIE_E_UNSUPPORTED (another model). *out is NULL on failure. */
 qie_status qie_engine_open(const qie_engine_options *options, qie_engine **out, qie_error *err);
 void qie_engine_close(qie_engine *engine);
 
@@ -48,9 +48,9 @@ typedef struct qie_engine_info {
     const char *model_name; /* last part of the path, or "demo" */
     bool is_demo;
     const char *about_en, *about_zh; /* from qwen_edit.json; NULL if it says nothing */
-    const char *precision;  /* "f32" or "bf16" */
+    const char *precision;           /* "f32" or "bf16" */
     const char *backend;
-    const char *cpu_level;  /* "avx2", "avx512bf16", ... */
+    const char *cpu_level; /* "avx2", "avx512bf16", ... */
     int n_threads;
     int64_t n_parameters, weights_bytes;
     bool zero_cond_t;
@@ -58,8 +58,8 @@ typedef struct qie_engine_info {
     int num_inference_steps;
     double true_cfg_scale;
     bool keep_size;
-    int max_side;       /* 0: none */
-    int64_t ref_area;   /* 0: none */
+    int max_side;     /* 0: none */
+    int64_t ref_area; /* 0: none */
 } qie_engine_info;
 void qie_engine_get_info(const qie_engine *engine, qie_engine_info *info);
 
@@ -72,18 +72,21 @@ typedef enum qie_noise_mode {
 
 /* What is told while an edit runs. */
 typedef struct qie_progress {
-    const char *stage; /* "load", "encode_text", "encode_image", "denoise", "decode" */
-    int step, total;   /* denoise: finished steps 0..total; other stages: their own units */
+    const char *stage;     /* "load", "encode_text", "encode_image", "denoise", "decode" */
+    int step, total;       /* denoise: finished steps 0..total; other stages: their own units */
     int i_image, n_images; /* with num_images > 1: which one, from 0 */
     double elapsed_s;
-    double seconds_left;      /* of the whole edit; < 0 while unknown */
-    const qie_image *preview; /* small picture from the latents when asked for, else NULL; borrowed */
+    double seconds_left; /* of the whole edit; < 0 while unknown */
+    const qie_image
+        *preview; /* small picture from the latents when asked for, else NULL; borrowed */
 } qie_progress;
 typedef void (*qie_progress_fn)(void *arg, const qie_progress *progress);
 
-/* A tensor given from a safetensors file in place of the computed one (for comparing implementations). */
+/* A tensor given from a safetensors file in place of the computed one (for comparing
+ * implementations). */
 typedef struct qie_injection {
-    const char *name; /* "noise", "latents", "prompt_embeds", "neg.prompt_embeds", "image_latents" */
+    const char
+        *name; /* "noise", "latents", "prompt_embeds", "neg.prompt_embeds", "image_latents" */
     const char *path; /* safetensors file that holds a tensor of that name */
 } qie_injection;
 
@@ -96,14 +99,14 @@ typedef struct qie_edit_options {
     int num_inference_steps;     /* 1..200; 0: the model's default */
     double true_cfg_scale;       /* 0..20; < 0: the model's default */
     double guidance_scale;       /* accepted and without effect on this model; default 1.0 */
-    int max_side;                /* 64..4096; 0: the model's default; -1: none even if the model has one */
-    int width, height;           /* 0: by the size rule; else >= 16, floored to multiples of 16 */
-    int64_t ref_area;            /* pixels of each VAE reference; 0: by the size rule */
-    int keep_size;               /* 1: output has the last picture's size; 0: not; -1: the model's default */
-    int num_images;              /* 1..10; default 1 */
+    int max_side;      /* 64..4096; 0: the model's default; -1: none even if the model has one */
+    int width, height; /* 0: by the size rule; else >= 16, floored to multiples of 16 */
+    int64_t ref_area;  /* pixels of each VAE reference; 0: by the size rule */
+    int keep_size;     /* 1: output has the last picture's size; 0: not; -1: the model's default */
+    int num_images;    /* 1..10; default 1 */
     qie_positions positions;
     qie_noise_mode noise;
-    int preview_max_px;          /* > 0: previews of at most this side with each step's progress */
+    int preview_max_px; /* > 0: previews of at most this side with each step's progress */
     const qie_injection *injections;
     size_t n_injections;
     qie_progress_fn progress; /* NULL: silent */
@@ -116,7 +119,7 @@ qie_edit_options qie_edit_options_default(void);
 
 /* The arithmetic of one edit: nothing is computed but numbers. */
 typedef struct qie_edit_plan {
-    int width, height;          /* of the generated picture */
+    int width, height;               /* of the generated picture */
     int output_width, output_height; /* of the file: differs with keep-size */
     int n_images;
     struct {
@@ -141,9 +144,9 @@ typedef struct qie_edit_plan {
     char warnings[QIE_MAX_WARNINGS][256];
 } qie_edit_plan;
 
-/* Sizes, tokens and memory of an edit. probe: run one transformer block of its size to estimate the time.
- * Refuses exactly what qie_engine_edit would refuse before computing.
- * Errors: QIE_E_INVALID (param names the field), QIE_E_TOO_LARGE, QIE_E_NO_MEMORY. */
+/* Sizes, tokens and memory of an edit. probe: run one transformer block of its size to estimate the
+ * time. Refuses exactly what qie_engine_edit would refuse before computing. Errors: QIE_E_INVALID
+ * (param names the field), QIE_E_TOO_LARGE, QIE_E_NO_MEMORY. */
 qie_status qie_engine_plan(qie_engine *engine, const qie_edit_options *options, bool probe,
                            qie_edit_plan *plan, qie_error *err);
 
@@ -156,26 +159,30 @@ typedef struct qie_edit_result {
     bool retried_f32; /* non-finite values in the fast precision: computed again in f32 */
 } qie_edit_result;
 
-/* Run one edit. On success *out is filled (release with qie_edit_result_release); on failure it is empty.
- * Errors: as qie_engine_plan, QIE_E_CANCELLED, QIE_E_CORRUPT, QIE_E_INTERNAL (non-finite values). */
+/* Run one edit. On success *out is filled (release with qie_edit_result_release); on failure it is
+ * empty. Errors: as qie_engine_plan, QIE_E_CANCELLED, QIE_E_CORRUPT, QIE_E_INTERNAL (non-finite
+ * values). */
 qie_status qie_engine_edit(qie_engine *engine, const qie_edit_options *options,
                            qie_edit_result *out, qie_error *err);
 void qie_edit_result_release(qie_edit_result *result);
 
-/* Stop the running edit at the next block; async-signal-safe. Stays set until qie_engine_reset_cancel. */
+/* Stop the running edit at the next block; async-signal-safe. Stays set until
+ * qie_engine_reset_cancel. */
 void qie_engine_cancel(qie_engine *engine);
 void qie_engine_reset_cancel(qie_engine *engine);
 
 /* A seed from the system, in 0..2^31-1. */
 uint64_t qie_seed_random(void);
 
-/* Parameters of an edit as JSON text for the picture's metadata (new string, free with free()). Holds prompt,
- * negative prompt, seed, sizes, steps, scales, model, precision, program version; never paths or keys. */
+/* Parameters of an edit as JSON text for the picture's metadata (new string, free with free()).
+ * Holds prompt, negative prompt, seed, sizes, steps, scales, model, precision, program version;
+ * never paths or keys. */
 char *qie_edit_parameters_json(const qie_engine *engine, const qie_edit_options *options,
                                const qie_edit_result *result, size_t i_image);
 
-/* A model folder or weight file in numbers, as JSON text (new string, free with free()): components, parameter
- * counts, dtypes, sizes; for a file its tensors. Errors as qie_engine_open. */
+/* A model folder or weight file in numbers, as JSON text (new string, free with free()):
+ * components, parameter counts, dtypes, sizes; for a file its tensors. Errors as qie_engine_open.
+ */
 qie_status qie_model_describe(const char *path, char **json_out, qie_error *err);
 
 #ifdef __cplusplus

@@ -33,7 +33,8 @@ qie_status qie_arena_create(size_t capacity, qie_arena **out, qie_error *err) {
     size_t page = (size_t)sysconf(_SC_PAGESIZE);
     QIE_FAIL_IF(capacity > SIZE_MAX / 4, QIE_E_NO_MEMORY, err, NULL, "cannot reserve %zu bytes",
                 capacity);
-    /* Guards exist under ASan only; the extra room keeps the plan's ceiling the same in both builds. */
+    /* Guards exist under ASan only; the extra room keeps the plan's ceiling the same in both
+     * builds. */
     size_t mapped = (capacity + (GUARD ? capacity / 8 + (1u << 20) : 0) + page) / page * page;
     qie_arena *a = calloc(1, sizeof *a);
     QIE_FAIL_IF(!a, QIE_E_NO_MEMORY, err, NULL, "out of memory");

@@ -1,7 +1,8 @@
 /* Bump allocator over one reserved range of addresses, with a ceiling fixed at creation.
  *
- * Address space is reserved once; pages become resident on first touch and are given back by reset. This
- * is the only source of memory while an edit computes: a request whose plan fits cannot fail half way. */
+ * Address space is reserved once; pages become resident on first touch and are given back by reset.
+ * This is the only source of memory while an edit computes: a request whose plan fits cannot fail
+ * half way. */
 #ifndef QIE_BASE_ARENA_H
 #define QIE_BASE_ARENA_H
 

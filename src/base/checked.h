@@ -1,4 +1,5 @@
-/* Arithmetic on sizes that come from outside: each returns false on overflow and leaves *out unspecified. */
+/* Arithmetic on sizes that come from outside: each returns false on overflow and leaves *out
+ * unspecified. */
 #ifndef QIE_BASE_CHECKED_H
 #define QIE_BASE_CHECKED_H
 

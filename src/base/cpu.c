@@ -58,7 +58,8 @@ qie_cpu_level qie_cpu_level_get(void) {
     for (int i = 0; i < QIE_CPU_COUNT; i++)
         if (!strcmp(want, NAMES[i]))
             return (qie_cpu_level)i < hw ? (qie_cpu_level)i : hw;
-    qie_log(QIE_LOG_WARN, "cpu", "QIE_CPU=%s is not one of ref, avx2, avx512, avx512bf16, amx", want);
+    qie_log(QIE_LOG_WARN, "cpu", "QIE_CPU=%s is not one of ref, avx2, avx512, avx512bf16, amx",
+            want);
     return hw;
 }
 

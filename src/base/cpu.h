@@ -1,5 +1,6 @@
 /* What the processor can do, as one ordered level that chooses the kernels.
- * QIE_CPU=ref|avx2|avx512|avx512bf16|amx lowers the level (never raises it above what the machine has). */
+ * QIE_CPU=ref|avx2|avx512|avx512bf16|amx lowers the level (never raises it above what the machine
+ * has). */
 #ifndef QIE_BASE_CPU_H
 #define QIE_BASE_CPU_H
 
@@ -12,7 +13,8 @@ typedef enum qie_cpu_level {
     QIE_CPU_COUNT
 } qie_cpu_level;
 
-/* Level of this machine, lowered by QIE_CPU if set. An unknown QIE_CPU value is ignored with a warning. */
+/* Level of this machine, lowered by QIE_CPU if set. An unknown QIE_CPU value is ignored with a
+ * warning. */
 qie_cpu_level qie_cpu_level_get(void);
 /* Level of this machine, whatever QIE_CPU says. */
 qie_cpu_level qie_cpu_level_hardware(void);

@@ -48,7 +48,8 @@ qie_f16 qie_f32_to_f16(float f) {
         return (qie_f16)(sign | 0x7e00u);
     if (a >= 0x477ff000u) /* rounds to 65536 or more */
         return (qie_f16)(sign | 0x7c00u);
-    if (a < 0x38800000u) { /* below 2^-14: subnormal; adding 0.5 lets the FPU round to 2^-24 steps */
+    if (a <
+        0x38800000u) { /* below 2^-14: subnormal; adding 0.5 lets the FPU round to 2^-24 steps */
         float x;
         memcpy(&x, &a, sizeof x);
         x += 0.5f;

@@ -30,8 +30,9 @@ int qie_status_http(qie_status status) {
     return STATUS[index_of(status)].http;
 }
 
-/* Messages quote file names and text from outside: a terminal must not be steered by them, and a cut must
- * not leave half a UTF-8 sequence, which would make the JSON that carries the message invalid. */
+/* Messages quote file names and text from outside: a terminal must not be steered by them, and a
+ * cut must not leave half a UTF-8 sequence, which would make the JSON that carries the message
+ * invalid. */
 static void clean(char *s, size_t cap) {
     size_t n = strnlen(s, cap - 1);
     s[n] = 0;
@@ -41,7 +42,11 @@ static void clean(char *s, size_t cap) {
     size_t i = 0;
     while (i < n) {
         unsigned char c = (unsigned char)s[i];
-        size_t len = c < 0x80 ? 1 : c >= 0xc2 && c < 0xe0 ? 2 : c >= 0xe0 && c < 0xf0 ? 3 : c >= 0xf0 && c < 0xf5 ? 4 : 0;
+        size_t len = c < 0x80                ? 1
+                     : c >= 0xc2 && c < 0xe0 ? 2
+                     : c >= 0xe0 && c < 0xf0 ? 3
+                     : c >= 0xf0 && c < 0xf5 ? 4
+                                             : 0;
         int bad = len == 0;
         for (size_t j = 1; !bad && j < len; j++)
             bad = i + j >= n || ((unsigned char)s[i + j] & 0xc0) != 0x80;

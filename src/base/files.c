@@ -14,7 +14,7 @@ typedef struct entry {
 } entry;
 
 struct qie_files {
-    char *label;                    /* folder, or what the table is called */
+    char *label;                     /* folder, or what the table is called */
     const qie_builtin_file *builtin; /* NULL: a folder */
     entry *mapped;
 };

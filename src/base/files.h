@@ -1,7 +1,8 @@
-/* The files of a model, read-only, by relative name: from a folder (mapped) or from the program itself.
+/* The files of a model, read-only, by relative name: from a folder (mapped) or from the program
+ * itself.
  *
- * Everything above (configs, tokenizer, weights) reads through this, so the embedded demo model takes the same
- * path as a downloaded one. Views live until qie_files_close. */
+ * Everything above (configs, tokenizer, weights) reads through this, so the embedded demo model
+ * takes the same path as a downloaded one. Views live until qie_files_close. */
 #ifndef QIE_BASE_FILES_H
 #define QIE_BASE_FILES_H
 
@@ -27,8 +28,9 @@ void qie_files_close(qie_files *f);
 /* The folder's path or the label. */
 const char *qie_files_label(const qie_files *f);
 bool qie_files_exists(const qie_files *f, const char *name);
-/* Content of the file `name` ("vae/config.json"); mapped once, the same view again later. Names that leave the
- * folder (absolute, "..") are refused with QIE_E_CORRUPT. Not thread-safe. Errors: QIE_E_NOT_FOUND, QIE_E_IO. */
+/* Content of the file `name` ("vae/config.json"); mapped once, the same view again later. Names
+ * that leave the folder (absolute, "..") are refused with QIE_E_CORRUPT. Not thread-safe. Errors:
+ * QIE_E_NOT_FOUND, QIE_E_IO. */
 qie_status qie_files_get(qie_files *f, const char *name, const unsigned char **data, size_t *n,
                          qie_error *err);
 

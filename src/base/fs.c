@@ -33,8 +33,9 @@ qie_status qie_file_read(const char *path, size_t max_bytes, unsigned char **out
     }
     if (st.st_size > 0 && (uint64_t)st.st_size > max_bytes) {
         close(fd);
-        return qie_fail(err, QIE_E_TOO_LARGE, path, "'%s' has %lld bytes, more than the limit of %zu",
-                        path, (long long)st.st_size, max_bytes);
+        return qie_fail(err, QIE_E_TOO_LARGE, path,
+                        "'%s' has %lld bytes, more than the limit of %zu", path,
+                        (long long)st.st_size, max_bytes);
     }
     /* Pipes and /proc files have no size: grow up to the limit. */
     size_t cap = st.st_size > 0 ? (size_t)st.st_size + 1 : 65536, len = 0;
@@ -69,8 +70,8 @@ qie_status qie_file_read(const char *path, size_t max_bytes, unsigned char **out
     QIE_FAIL_IF(!buf, QIE_E_NO_MEMORY, err, path, "no memory to read '%s'", path);
     if (len > max_bytes) {
         free(buf);
-        return qie_fail(err, QIE_E_TOO_LARGE, path, "'%s' is larger than the limit of %zu bytes", path,
-                        max_bytes);
+        return qie_fail(err, QIE_E_TOO_LARGE, path, "'%s' is larger than the limit of %zu bytes",
+                        path, max_bytes);
     }
     buf[len] = 0;
     *out = buf;
@@ -127,7 +128,8 @@ void qie_map_close(qie_map *m) {
         memset(m, 0, sizeof *m);
 }
 
-/* Temporary files in progress, for the signal handler. A slot's flag is set after its text is complete. */
+/* Temporary files in progress, for the signal handler. A slot's flag is set after its text is
+ * complete. */
 static struct {
     char path[PATH_MAX];
     volatile int used;
@@ -181,7 +183,8 @@ qie_status qie_file_check_writable(const char *path, qie_error *err) {
     qie_status st = QIE_OK;
     if (access(dir, W_OK | X_OK)) {
         int e = errno;
-        st = qie_fail(err, QIE_E_IO, path, "cannot write '%s': folder '%s': %s", path, dir, strerror(e));
+        st = qie_fail(err, QIE_E_IO, path, "cannot write '%s': folder '%s': %s", path, dir,
+                      strerror(e));
     }
     free(dir);
     return st;
@@ -193,11 +196,13 @@ qie_status qie_file_write_atomic(const char *path, const void *data, size_t n, q
         snprintf(real, sizeof real, "%s", path);
     struct stat st;
     bool exists = stat(real, &st) == 0;
-    if (exists && !S_ISREG(st.st_mode) && !S_ISDIR(st.st_mode)) { /* /dev/stdout, a pipe: no rename */
+    if (exists && !S_ISREG(st.st_mode) &&
+        !S_ISDIR(st.st_mode)) { /* /dev/stdout, a pipe: no rename */
         int fd = open(real, O_WRONLY | O_CLOEXEC), e = fd < 0 ? errno : write_all(fd, data, n);
         if (fd >= 0)
             close(fd);
-        return e ? qie_fail(err, QIE_E_IO, path, "cannot write '%s': %s", path, strerror(e)) : QIE_OK;
+        return e ? qie_fail(err, QIE_E_IO, path, "cannot write '%s': %s", path, strerror(e))
+                 : QIE_OK;
     }
     QIE_FAIL_IF(exists && S_ISDIR(st.st_mode), QIE_E_IO, err, path,
                 "cannot write '%s': it is a folder, give a file name", path);
@@ -232,7 +237,8 @@ qie_status qie_mkdirs(const char *path, qie_error *err) {
             continue;
         *p = 0;
         if (mkdir(buf, 0777) && errno != EEXIST)
-            return qie_fail(err, QIE_E_IO, path, "cannot make folder '%s': %s", buf, strerror(errno));
+            return qie_fail(err, QIE_E_IO, path, "cannot make folder '%s': %s", buf,
+                            strerror(errno));
         *p = c;
         if (!c)
             break;

@@ -1,4 +1,5 @@
-/* Files: read whole, map read-only, and write so that a reader sees the old content or the new, never a part. */
+/* Files: read whole, map read-only, and write so that a reader sees the old content or the new,
+ * never a part. */
 #ifndef QIE_BASE_FS_H
 #define QIE_BASE_FS_H
 
@@ -8,8 +9,8 @@
 
 #include "qie/error.h"
 
-/* Whole file into a new buffer with a NUL behind it (free with free()). Files above max_bytes are refused
- * with QIE_E_TOO_LARGE before they are read. Errors: QIE_E_NOT_FOUND, QIE_E_IO. */
+/* Whole file into a new buffer with a NUL behind it (free with free()). Files above max_bytes are
+ * refused with QIE_E_TOO_LARGE before they are read. Errors: QIE_E_NOT_FOUND, QIE_E_IO. */
 qie_status qie_file_read(const char *path, size_t max_bytes, unsigned char **out, size_t *n,
                          qie_error *err);
 bool qie_file_exists(const char *path);
@@ -21,15 +22,17 @@ typedef struct qie_map {
     const unsigned char *data; /* NULL when the file is empty */
     size_t size;
 } qie_map;
-/* Map a regular file read-only, shared. The descriptor is closed; release with qie_map_close. A file that
- * another program truncates while it is mapped raises SIGBUS, as for every mapping. */
+/* Map a regular file read-only, shared. The descriptor is closed; release with qie_map_close. A
+ * file that another program truncates while it is mapped raises SIGBUS, as for every mapping. */
 qie_status qie_map_open(const char *path, qie_map *out, qie_error *err);
 void qie_map_close(qie_map *m);
 
-/* Write to a temporary file beside `path`, fsync, rename over it. Nothing is left behind on failure, and an
- * existing file keeps its content. Symbolic links are followed. Errors: QIE_E_IO naming the path and cause. */
+/* Write to a temporary file beside `path`, fsync, rename over it. Nothing is left behind on
+ * failure, and an existing file keeps its content. Symbolic links are followed. Errors: QIE_E_IO
+ * naming the path and cause. */
 qie_status qie_file_write_atomic(const char *path, const void *data, size_t n, qie_error *err);
-/* Fails early when `path` could not be written: folder missing or not writable, path is a folder. */
+/* Fails early when `path` could not be written: folder missing or not writable, path is a folder.
+ */
 qie_status qie_file_check_writable(const char *path, qie_error *err);
 /* Remove the temporary files that writes in progress have made; async-signal-safe, for handlers. */
 void qie_file_remove_partial(void);

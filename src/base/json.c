@@ -14,8 +14,8 @@ qie_status qie_json_parse(const char *text, size_t n, const char *what, qie_json
     json_error_t je;
     *out = json_loadb(text, n, JSON_REJECT_DUPLICATES | JSON_DECODE_ANY, &je);
     if (!*out)
-        return qie_fail(err, QIE_E_SYNTAX, what, "%s is not valid JSON: %s (line %d, column %d)", what,
-                        je.text, je.line, je.column);
+        return qie_fail(err, QIE_E_SYNTAX, what, "%s is not valid JSON: %s (line %d, column %d)",
+                        what, je.text, je.line, je.column);
     return QIE_OK;
 }
 
@@ -106,9 +106,8 @@ static qie_status read_int(const qie_json *obj, const char *key, int64_t min, in
     QIE_FAIL_IF(!json_is_number(m) || d != floor(d) || fabs(d) > 9007199254740992.0, QIE_E_INVALID,
                 err, key, "'%s' must be an integer", key);
     int64_t v = json_is_integer(m) ? (int64_t)json_integer_value(m) : (int64_t)d;
-    QIE_FAIL_IF(v < min || v > max, QIE_E_INVALID, err, key,
-                "'%s' is %lld, not within %lld..%lld", key, (long long)v, (long long)min,
-                (long long)max);
+    QIE_FAIL_IF(v < min || v > max, QIE_E_INVALID, err, key, "'%s' is %lld, not within %lld..%lld",
+                key, (long long)v, (long long)min, (long long)max);
     *out = v;
     return QIE_OK;
 }

@@ -1,5 +1,6 @@
-/* Log lines for people and machines. QIE_LOG="level" or "component:level,component:level" chooses what is
- * shown (error, warn, info, debug, trace; default warn). Lines go to stderr unless a sink is set. */
+/* Log lines for people and machines. QIE_LOG="level" or "component:level,component:level" chooses
+ * what is shown (error, warn, info, debug, trace; default warn). Lines go to stderr unless a sink
+ * is set. */
 #ifndef QIE_BASE_LOG_H
 #define QIE_BASE_LOG_H
 

@@ -12,8 +12,7 @@ void qie_rng_seed(qie_rng *rng, uint64_t seed) {
     memset(rng, 0, sizeof *rng);
     rng->state[0] = (uint32_t)seed;
     for (uint32_t i = 1; i < 624; i++)
-        rng->state[i] =
-            1812433253u * (rng->state[i - 1] ^ (rng->state[i - 1] >> 30)) + i;
+        rng->state[i] = 1812433253u * (rng->state[i - 1] ^ (rng->state[i - 1] >> 30)) + i;
     rng->next = 624;
 }
 
@@ -36,8 +35,8 @@ uint32_t qie_rng_u32(qie_rng *rng) {
     return y ^ (y >> 18);
 }
 
-/* Single-precision logarithm and sine/cosine of the Cephes library with the fused multiply-adds that torch's
- * vector code uses; any other libm differs in the last bit for four values in ten. */
+/* Single-precision logarithm and sine/cosine of the Cephes library with the fused multiply-adds
+ * that torch's vector code uses; any other libm differs in the last bit for four values in ten. */
 static float cephes_log(float x) {
     uint32_t u;
     memcpy(&u, &x, sizeof u);
@@ -49,7 +48,7 @@ static float cephes_log(float x) {
         m = (m - 1.0f) + m;
     } else
         m = m - 1.0f;
-    static const float P[8] = {-1.1514610310e-1f, 1.1676998740e-1f, -1.2420140846e-1f,
+    static const float P[8] = {-1.1514610310e-1f, 1.1676998740e-1f,  -1.2420140846e-1f,
                                1.4249322787e-1f,  -1.6668057665e-1f, 2.0000714765e-1f,
                                -2.4999993993e-1f, 3.3333331174e-1f};
     float z = m * m, y = 7.0376836292e-2f;

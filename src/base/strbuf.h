@@ -1,5 +1,5 @@
-/* Growing text buffer with a ceiling. After a failure (memory, ceiling) `failed` stays set, further appends
- * do nothing, and `data` is still a valid string; check once at the end. */
+/* Growing text buffer with a ceiling. After a failure (memory, ceiling) `failed` stays set, further
+ * appends do nothing, and `data` is still a valid string; check once at the end. */
 #ifndef QIE_BASE_STRBUF_H
 #define QIE_BASE_STRBUF_H
 

@@ -203,7 +203,8 @@ static qie_status run_lines(const cli_values *v, qie_engine *engine, batch *b, q
     }
     free(text);
     if (cli_interrupted())
-        st = qie_fail(err, QIE_E_CANCELLED, NULL, "interrupted in line %d", b->line);
+        st = qie_fail(err, QIE_E_CANCELLED, NULL, "interrupted; line %d was the last one read",
+                      b->line);
     else if (ferror(b->file))
         st = qie_fail(err, QIE_E_IO, "--batch", "cannot read the batch file: %s", strerror(errno));
     return st;

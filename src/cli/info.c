@@ -85,6 +85,8 @@ static bool print_member(void *arg, const char *key, qie_json *value) {
     if (is_flat(value)) {
         putchar(' ');
         print_flat(value);
+        if (!strcmp(key, "bytes") && qie_json_number(value) >= 1048576)
+            printf(" (%.4g MiB)", qie_json_number(value) / 1048576);
         putchar('\n');
     } else {
         putchar('\n');

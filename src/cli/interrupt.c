@@ -36,7 +36,8 @@ void cli_interrupt_install(void) {
     struct sigaction action, old;
     memset(&action, 0, sizeof action);
     action.sa_handler = on_signal;
-    action.sa_flags = SA_RESTART;
+    action.sa_flags =
+        0; /* no SA_RESTART: a batch that waits for its next line on a pipe must wake up */
     sigemptyset(&action.sa_mask);
     for (size_t i = 0; i < sizeof signals / sizeof *signals; i++) {
         /* nohup ignores SIGHUP for a reason. */

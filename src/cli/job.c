@@ -12,12 +12,17 @@
 
 /* Side of a preview: enough to see whether the edit goes the right way. */
 #define PREVIEW_PX 512
-#define GIB 1073741824.0
 
 /* ---------------------------------------------------------------- the plan in words */
 
+static const char *bytes_text(int64_t bytes, char out[32]) {
+    double mib = (double)bytes / 1048576.0;
+    snprintf(out, 32, mib < 1024 ? "%.1f MiB" : "%.2f GiB", mib < 1024 ? mib : mib / 1024);
+    return out;
+}
+
 static void print_plan(const qie_engine_info *info, const cli_request *r, const qie_edit_plan *p) {
-    char time[32];
+    char time[32], working[32], available[32], weights[32];
     printf("model      %s (%s, %s, %s, %d thread%s)\n", info->model_name, info->precision,
            info->backend, info->cpu_level, info->n_threads, info->n_threads == 1 ? "" : "s");
     printf("result     %dx%d", p->width, p->height);
@@ -38,10 +43,9 @@ static void print_plan(const qie_engine_info *info, const cli_request *r, const 
     printf("steps      %d, %s\n", p->num_inference_steps,
            p->cfg ? "each computed twice (guidance is on)"
                   : "each computed once (guidance is off)");
-    printf(
-        "memory     %.2f GiB working, %.2f GiB free; %.2f GiB of weights stay in their files%s\n",
-        (double)p->working_bytes / GIB, (double)p->available_bytes / GIB,
-        (double)p->weights_bytes / GIB, p->vae_tiled ? "; the VAE works in tiles" : "");
+    printf("memory     %s working, %s free; %s of weights stay in their files%s\n",
+           bytes_text(p->working_bytes, working), bytes_text(p->available_bytes, available),
+           bytes_text(p->weights_bytes, weights), p->vae_tiled ? "; the VAE works in tiles" : "");
     printf("work       %.3g floating-point operations\n", p->flops);
     if (p->seconds_estimate >= 0)
         printf("time       about %s\n", cli_duration(p->seconds_estimate, time, sizeof time));
@@ -175,11 +179,6 @@ static void announce(qie_engine *engine, const cli_request *r, const qie_edit_pl
                  info.cpu_level, p->width, p->height, size, p->num_inference_steps,
                  p->num_inference_steps == 1 ? "" : "s", scale,
                  (unsigned long long)r->options.seed);
-    /* https://huggingface.co/Qwen/Qwen-Image-Edit-2511: guidance_embeds is false in its config. */
-    if (r->options.guidance_scale < 1 || r->options.guidance_scale > 1)
-        cli_warn("guidance_scale %g has no effect: this model is not distilled for guidance "
-                 "(true_cfg_scale is what steers it)",
-                 r->options.guidance_scale);
     tell_warnings(p);
 }
 
@@ -216,15 +215,6 @@ static qie_status encode_all(const qie_engine *engine, const cli_request *r,
         QIE_TRY(st);
     }
     return QIE_OK;
-}
-
-static bool is_constant(const qie_image *image) {
-    const uint8_t *p = qie_image_pixels_const(image);
-    size_t n = (size_t)qie_image_width(image) * (size_t)qie_image_height(image);
-    for (size_t i = 1; i < n; i++)
-        if (memcmp(p, p + 3 * i, 3) != 0)
-            return false;
-    return true;
 }
 
 static qie_json *timings_json(const qie_edit_result *out) {
@@ -293,9 +283,6 @@ static qie_status deliver(const qie_engine *engine, const cli_request *r,
                 "%zu pictures computed", out->n_images);
     if (out->retried_f32)
         cli_warn("values were not finite in the fast precision; computed again in f32");
-    for (size_t i = 0; i < out->n_images; i++)
-        if (is_constant(out->images[i]))
-            cli_warn("result %zu is one single colour", i + 1);
     qie_status st = encode_all(engine, r, out, list, err);
     if (st == QIE_OK)
         st = write_all(list, out->n_images, paths, err);

@@ -37,7 +37,7 @@ static qie_status run_command(const cli_command *command, cli_values *v, int arg
     /* Even a wrong flag is told to a machine as it asked. */
     bool json = false;
     for (int i = 0; i < argc; i++)
-        json = json || (command->bit == CMD_EDIT && !strcmp(argv[i], "--json"));
+        json = json || ((command->bit & CMD_EVENTS) && !strcmp(argv[i], "--json"));
     cli_ui_start(json, false);
     QIE_TRY(cli_parse_arguments(v, command, argc, argv, err));
     if (cli_on(v, OPT_HELP)) {

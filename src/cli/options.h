@@ -33,6 +33,7 @@ typedef enum cli_option_id {
     OPT_HEIGHT,
     OPT_REF_AREA,
     OPT_KEEP_SIZE,
+    OPT_OUTPUT_FORMAT,
     OPT_QUALITY,
     OPT_PREVIEW,
     OPT_DRY_RUN,

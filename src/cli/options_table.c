@@ -49,6 +49,16 @@ const cli_command CLI_COMMANDS[] = {
          "Checks that every file of a model is there, has the size and hash that its hub listed, "
          "that the weight files are sound, and that the tensors are those that the configs imply. "
          "Says how to mend what is not."},
+    {.name = "doctor",
+     .bit = CMD_DOCTOR,
+     .run = cli_run_doctor,
+     .synopsis = "doctor [--model FOLDER|REPO] [--json]",
+     .summary = "can this machine run the model, and what is in the way",
+     .description =
+         "Looks at the GPUs and who holds their memory, the processor, memory, disk, the model, "
+         "the "
+         "settings and the hub, and says where the model can run and what to do next. Changes "
+         "nothing, needs no root, takes a few seconds. Exit code 7 when a check failed."},
     {.name = "list",
      .bit = CMD_LIST,
      .run = cli_run_list,
@@ -266,6 +276,15 @@ const cli_option CLI_OPTIONS[OPT_COUNT] = {
                        .group = GROUP_SIZE,
                        .commands = CMD_EDIT,
                        .traits = KEEP | CLI_NEGATABLE},
+    [OPT_OUTPUT_FORMAT] = {.name = "output-format",
+                           .argument = "WHICH",
+                           .kind = CLI_CHOICE,
+                           .words = "png|jpeg|webp",
+                           .field = "output_format",
+                           .def = "by the ending of the output's name",
+                           .help = "png, jpeg or webp, for names with another ending",
+                           .group = GROUP_OUTPUT,
+                           .commands = CMD_EDIT},
     [OPT_QUALITY] = {.name = "quality",
                      .argument = "N",
                      .kind = CLI_INT,

@@ -17,12 +17,13 @@
 
 /* How messages call an option: the field in a batch, else the flag. */
 static const char *called(const cli_values *v, cli_option_id id) {
-    static char name[64];
+    static char names[OPT_COUNT][64];
     const cli_option *o = &CLI_OPTIONS[id];
+    char *name = names[id];
     if (v->parent && o->field)
-        snprintf(name, sizeof name, "%.*s", (int)strcspn(o->field, "|"), o->field);
+        snprintf(name, sizeof names[id], "%.*s", (int)strcspn(o->field, "|"), o->field);
     else
-        snprintf(name, sizeof name, "--%s", o->name);
+        snprintf(name, sizeof names[id], "--%s", o->name);
     return name;
 }
 
@@ -98,9 +99,28 @@ static qie_status read_format(const char *path, const char *where, qie_image_for
     return QIE_OK;
 }
 
+/* A format that is named decides for names without a known ending; with one it must agree. */
+static qie_status read_output_format(const cli_values *v, cli_request *r, const char *where,
+                                     qie_error *err) {
+    const char *name = cli_text(v, OPT_OUTPUT_FORMAT, NULL);
+    if (!name || !*r->output)
+        return read_format(r->output, where, &r->format, err);
+    qie_image_format by_name = qie_image_format_from_path(r->output);
+    r->format = !strcmp(name, "png")    ? QIE_IMAGE_PNG
+                : !strcmp(name, "jpeg") ? QIE_IMAGE_JPEG
+                                        : QIE_IMAGE_WEBP;
+    QIE_FAIL_IF(by_name != QIE_IMAGE_UNKNOWN && by_name != r->format, QIE_E_INVALID, err,
+                called(v, OPT_OUTPUT_FORMAT), "%s: %s contradicts the name '%s'",
+                called(v, OPT_OUTPUT_FORMAT), name, r->output);
+    return QIE_OK;
+}
+
 static qie_status read_outputs(const cli_values *v, cli_request *r, qie_error *err) {
     const char *where = called(v, OPT_OUTPUT);
-    r->output = cli_text(v, OPT_OUTPUT, NULL);
+    /* QWEN_EDIT_OUTPUT is no default for the lines of a batch: each would overwrite the one before.
+     */
+    r->output = v->parent ? (v->own[OPT_OUTPUT].n ? v->own[OPT_OUTPUT].texts[0] : NULL)
+                          : cli_text(v, OPT_OUTPUT, NULL);
     r->preview = cli_text(v, OPT_PREVIEW, NULL);
     r->quality = (int)cli_number(v, OPT_QUALITY, 0);
     r->metadata = !cli_on(v, OPT_NO_METADATA);
@@ -108,7 +128,7 @@ static qie_status read_outputs(const cli_values *v, cli_request *r, qie_error *e
                 where,
                 v->parent ? "'output_path' is missing" : "no output: name a file with -o/--output");
     if (r->output)
-        QIE_TRY(read_format(r->output, where, &r->format, err));
+        QIE_TRY(read_output_format(v, r, where, err));
     if (r->preview) {
         where = called(v, OPT_PREVIEW);
         QIE_TRY(read_format(r->preview, where, &r->preview_format, err));
@@ -184,9 +204,11 @@ qie_status cli_request_read(const cli_values *values, cli_request *request, qie_
 
 char *cli_output_path(const char *output, int i, int n) {
     char *path = NULL;
-    const char *dot = strrchr(output, '.');
-    if (n <= 1 || !dot)
+    const char *slash = strrchr(output, '/'), *dot = strrchr(slash ? slash : output, '.');
+    if (n <= 1)
         return strdup(output);
+    if (!dot)
+        dot = output + strlen(output);
     return asprintf(&path, "%.*s-%d%s", (int)(dot - output), output, i + 1, dot) < 0 ? NULL : path;
 }
 

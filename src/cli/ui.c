@@ -91,6 +91,8 @@ void cli_event(const char *kind, qie_json *members) {
 
 /* kind: "note", "warning" or "error"; colour: an SGR number */
 static void say(const char *kind, int colour, const char *text) {
+    if (!strcmp(kind, "warning") && ui.n_warnings < (int)(sizeof ui.warnings / sizeof *ui.warnings))
+        snprintf(ui.warnings[ui.n_warnings++], sizeof *ui.warnings, "%.511s", text);
     if (ui.json) {
         qie_json *event = new_event(kind);
         qie_json_put(event, "message", json_text(text));
@@ -127,8 +129,6 @@ void cli_warn(const char *fmt, ...) {
     va_start(ap, fmt);
     vsnprintf(text, sizeof text, fmt, ap);
     va_end(ap);
-    if (ui.n_warnings < (int)(sizeof ui.warnings / sizeof *ui.warnings))
-        snprintf(ui.warnings[ui.n_warnings++], sizeof *ui.warnings, "%.511s", text);
     say("warning", 33, text);
 }
 
@@ -206,7 +206,7 @@ static void describe(const qie_progress *p, char *out, size_t cap) {
                  cli_duration(p->seconds_left, duration, sizeof duration));
     if (p->n_images > 1)
         snprintf(image, sizeof image, "picture %d/%d, ", p->i_image + 1, p->n_images);
-    if (p->total > 1 || !strcmp(p->stage, "denoise"))
+    if (!strcmp(p->stage, "denoise") || (p->total > 1 && p->step > 0))
         snprintf(out, cap, "%s%s %d/%d%s", image, stage_words(p->stage), p->step, p->total, left);
     else
         snprintf(out, cap, "%s%s%s", image, stage_words(p->stage), left);

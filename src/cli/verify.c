@@ -129,6 +129,7 @@ qie_status cli_run_verify(cli_values *v, qie_error *err) {
     if (w.json && told) {
         print_json(&w, dir, &r, st);
         w.problems = NULL;
+        qie_error_clear(err); /* the object says it all; a second one would follow */
     } else if (st == QIE_OK && !w.quiet) {
         char t[32];
         printf("%s: %zu files, %.2f GB, %lld tensors, all right", dir, r.n_files,

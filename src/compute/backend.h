@@ -1,12 +1,14 @@
 /* The operations that the model is written against, as a table of functions.
  *
- * A back end fills the table (plain C first, then the best variant that the machine offers for each entry).
- * Operations run eagerly, in order, and allocate nothing: scratch is reserved when the back end is created.
+ * A back end fills the table (plain C first, then the best variant that the machine offers for each
+ * entry). Operations run eagerly, in order, and allocate nothing: scratch is reserved when the back
+ * end is created.
  *
- * Matrices are row-major with a leading dimension in elements. Activations are F32 or BF16 ("act dtype" of the
- * run); whatever the storage, sums are f32. Residual streams, modulation and the sampler are F32 always.
- * Results do not depend on the number of threads: work is split by output, each output summed in one order.
- * Sizes are the caller's guarantee (asserted in debug builds); no operation can fail on the CPU. */
+ * Matrices are row-major with a leading dimension in elements. Activations are F32 or BF16 ("act
+ * dtype" of the run); whatever the storage, sums are f32. Residual streams, modulation and the
+ * sampler are F32 always. Results do not depend on the number of threads: work is split by output,
+ * each output summed in one order. Sizes are the caller's guarantee (asserted in debug builds); no
+ * operation can fail on the CPU. */
 #ifndef QIE_COMPUTE_BACKEND_H
 #define QIE_COMPUTE_BACKEND_H
 
@@ -25,7 +27,8 @@ typedef struct qie_mat {
     int64_t rows, cols, ld;
 } qie_mat;
 
-/* Linear weight [n, k] as in the checkpoint (y = x W^T), a view into a mapped file: any alignment. */
+/* Linear weight [n, k] as in the checkpoint (y = x W^T), a view into a mapped file: any alignment.
+ */
 typedef struct qie_wmat {
     const void *data;
     qie_dtype dtype; /* F32, BF16 or F16 */
@@ -46,28 +49,35 @@ typedef struct qie_fmap {
     int h, w, c;
 } qie_fmap;
 
-/* Convolution weight [out, in, kt, kh, kw]; of a causal 3-D one only the last slice along kt is used, which is
- * all that a single frame ever meets (docs/MODEL.md, VAE). 2-D weights have kt = 1. */
+/* Convolution weight [out, in, kt, kh, kw]; of a causal 3-D one only the last slice along kt is
+ * used, which is all that a single frame ever meets (docs/MODEL.md, VAE). 2-D weights have kt = 1.
+ */
 typedef struct qie_conv_weight {
     const void *data;
     qie_dtype dtype;
     int out, in, kt, kh, kw;
 } qie_conv_weight;
 
-typedef enum qie_act { QIE_ACT_NONE = 0, QIE_ACT_SILU, QIE_ACT_GELU_TANH, QIE_ACT_GELU_ERF } qie_act;
+typedef enum qie_act {
+    QIE_ACT_NONE = 0,
+    QIE_ACT_SILU,
+    QIE_ACT_GELU_TANH,
+    QIE_ACT_GELU_ERF
+} qie_act;
 
 typedef enum qie_store {
     QIE_STORE_SET = 0,  /* dst  = y */
     QIE_STORE_MUL,      /* dst *= y */
     QIE_STORE_ADD,      /* dst += y */
-    QIE_STORE_GATED_ADD /* dst += gate[column] * y, gate[0] for rows < split, gate[1] from there on */
+    QIE_STORE_GATED_ADD /* dst += gate[column] * y, gate[0] for rows < split, gate[1] from there on
+                         */
 } qie_store;
 
 typedef struct qie_linear_args {
-    qie_mat x;   /* [m, k] */
-    qie_wmat w;  /* [n, k] */
+    qie_mat x;    /* [m, k] */
+    qie_wmat w;   /* [n, k] */
     qie_vec bias; /* [n] or absent */
-    qie_act act; /* applied to x W^T + bias, before store */
+    qie_act act;  /* applied to x W^T + bias, before store */
     qie_store store;
     const float *gate[2]; /* [n] each; GATED_ADD only */
     int64_t split;
@@ -75,8 +85,9 @@ typedef struct qie_linear_args {
 } qie_linear_args;
 
 typedef struct qie_layer_norm_args {
-    qie_mat x;             /* F32 [rows, cols] */
-    const float *scale[2]; /* y = LN(x) * (1 + scale) + shift; [0] for rows < split, [1] from there on */
+    qie_mat x; /* F32 [rows, cols] */
+    const float
+        *scale[2]; /* y = LN(x) * (1 + scale) + shift; [0] for rows < split, [1] from there on */
     const float *shift[2]; /* all four NULL: plain LN, no parameters */
     int64_t split;
     float eps;
@@ -94,12 +105,14 @@ typedef struct qie_qk_norm_rope_args {
 
 typedef struct qie_attention_args {
     qie_mat q; /* [nq, n_heads * head_dim] */
-    qie_mat k; /* [nk, n_kv_heads * head_dim]; query head h uses kv head h / (n_heads / n_kv_heads) */
+    qie_mat
+        k; /* [nk, n_kv_heads * head_dim]; query head h uses kv head h / (n_heads / n_kv_heads) */
     qie_mat v;
     int n_heads, n_kv_heads, head_dim;
     float scale;
     bool causal; /* query i sees keys 0 .. i + (nk - nq) */
-    /* Row boundaries of independent segments, n_segments + 1 entries; NULL: one. Needs nq == nk, not causal. */
+    /* Row boundaries of independent segments, n_segments + 1 entries; NULL: one. Needs nq == nk,
+     * not causal. */
     const int64_t *segments;
     size_t n_segments;
     qie_mat dst; /* [nq, n_heads * head_dim] */
@@ -109,8 +122,9 @@ typedef struct qie_conv2d_args {
     qie_fmap x;        /* [h, w, in] */
     qie_conv_weight w; /* kh == kw, 1 or 3 */
     qie_vec bias;      /* [out] */
-    int stride;        /* 1: zero padding k/2 all around; 2: one zero row and column at the bottom and right */
-    bool upsample;     /* each input pixel doubled in both directions first (stride 1 only) */
+    int stride;    /* 1: zero padding k/2 all around; 2: one zero row and column at the bottom and
+                      right */
+    bool upsample; /* each input pixel doubled in both directions first (stride 1 only) */
     qie_fmap residual; /* added to the result, size of dst; data NULL: none; may be dst itself */
     qie_fmap dst;      /* [ho, wo, out]; must not overlap x */
 } qie_conv2d_args;
@@ -125,13 +139,15 @@ typedef struct qie_ops {
     void (*qk_norm_rope)(qie_compute *c, const qie_qk_norm_rope_args *a);
     void (*attention)(qie_compute *c, const qie_attention_args *a);
     void (*conv2d)(qie_compute *c, const qie_conv2d_args *a);
-    /* VAE norm: x / max(||x||2, 1e-12) * sqrt(c) * gamma per pixel, then SiLU if asked; dst may be x */
+    /* VAE norm: x / max(||x||2, 1e-12) * sqrt(c) * gamma per pixel, then SiLU if asked; dst may be
+     * x */
     void (*channel_norm)(qie_compute *c, qie_fmap x, qie_vec gamma, bool silu, qie_fmap dst);
     /* Rows ids[i] of table as dst rows */
     void (*embed)(qie_compute *c, qie_wmat table, const int32_t *ids, qie_mat dst);
     /* Same shape, another dtype or leading dimension */
     void (*convert)(qie_compute *c, qie_mat src, qie_mat dst);
-    /* v = m * ||cond||/||m||, m = uncond + scale * (cond - uncond), norms per row; all F32 [rows, cols] */
+    /* v = m * ||cond||/||m||, m = uncond + scale * (cond - uncond), norms per row; all F32 [rows,
+     * cols] */
     void (*cfg_combine)(qie_compute *c, const float *cond, const float *uncond, float scale,
                         int64_t rows, int64_t cols, float *v);
 } qie_ops;
@@ -150,15 +166,16 @@ struct qie_compute {
     const char *name; /* "cpu", "ref", "onednn" */
     qie_cpu_level level;
     int n_threads;
-    bool bf16_native; /* bf16 products in hardware */
+    bool bf16_native;       /* bf16 products in hardware */
     unsigned char *scratch; /* 64-byte aligned; divided by the operations as they like */
     size_t scratch_bytes;
     void *state; /* of the back end (primitive caches); freed by release_state */
     void (*release_state)(void *state);
 };
 
-/* Back end by name: NULL or "cpu" = best variants at qie_cpu_level_get(), "ref" = plain C, "onednn" = oneDNN
- * for linear and conv2d, plain C otherwise. Errors: QIE_E_INVALID (name), QIE_E_NO_MEMORY. */
+/* Back end by name: NULL or "cpu" = best variants at qie_cpu_level_get(), "ref" = plain C, "onednn"
+ * = oneDNN for linear and conv2d, plain C otherwise. Errors: QIE_E_INVALID (name), QIE_E_NO_MEMORY.
+ */
 qie_status qie_compute_create(const char *name, int n_threads, const qie_compute_limits *limits,
                               qie_compute **out, qie_error *err);
 void qie_compute_destroy(qie_compute *c);

@@ -108,8 +108,8 @@ void qie_observe(qie_observer *o, const char *name, qie_mat m, int n_dims, const
     float *to = add(o, name, "F32", sizeof(float), n_dims, shape, &n);
     for (int64_t r = 0; to && r < m.rows; r++)
         qie_to_f32(to + r * m.cols,
-                   (const unsigned char *)m.data + (size_t)(r * m.ld) * qie_dtype_size(m.dtype), m.dtype,
-                   (size_t)m.cols);
+                   (const unsigned char *)m.data + (size_t)(r * m.ld) * qie_dtype_size(m.dtype),
+                   m.dtype, (size_t)m.cols);
 }
 
 void qie_observe_f32(qie_observer *o, const char *name, const float *data, int n_dims,
@@ -139,7 +139,8 @@ qie_status qie_observer_save(qie_observer *o, qie_error *err) {
     qie_json *j = qie_json_new_object();
     size_t at = 0;
     for (record *r = o->first; r; r = r->next) {
-        qie_json *t = qie_json_new_object(), *shape = qie_json_new_array(), *off = qie_json_new_array();
+        qie_json *t = qie_json_new_object(), *shape = qie_json_new_array(),
+                 *off = qie_json_new_array();
         for (int i = 0; i < r->n_dims; i++)
             qie_json_push(shape, qie_json_new_int(r->shape[i]));
         qie_json_push(off, qie_json_new_int((int64_t)at));

@@ -1,7 +1,9 @@
-/* Records named intermediate tensors of a run into a safetensors file, for comparison with a reference.
+/* Records named intermediate tensors of a run into a safetensors file, for comparison with a
+ * reference.
  *
- * QIE_DUMP=out.safetensors turns it on, QIE_DUMP_NAMES='prompt_embeds,block.0.*' chooses (default: all). Names
- * equal those of the reference recordings. The caller asks before it computes anything only for a dump. */
+ * QIE_DUMP=out.safetensors turns it on, QIE_DUMP_NAMES='prompt_embeds,block.0.*' chooses (default:
+ * all). Names equal those of the reference recordings. The caller asks before it computes anything
+ * only for a dump. */
 #ifndef QIE_COMPUTE_OBSERVE_H
 #define QIE_COMPUTE_OBSERVE_H
 

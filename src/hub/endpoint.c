@@ -181,7 +181,7 @@ double qie_hub_backoff(int k, int retry_after_s) {
     state = state * 6364136223846793005ull + 1442695040888963407ull;
     double chance = (double)(state >> 40) / (double)(1u << 24);
     double s = 0.25 * pow(2.0, k < 10 ? k : 10);
-    s = (s < 20 ? s : 20) * (0.875 + 0.25 * chance);
+    s = (s < 8 ? s : 8) * (0.875 + 0.25 * chance);
     return retry_after_s > s ? (double)retry_after_s : s;
 }
 

@@ -57,7 +57,7 @@ typedef struct qie_hub_client {
 } qie_hub_client;
 
 /* Seconds to wait before try k (0 first) at the latest after `retry_after_s` (-1: not told): 0.25 s
- * doubling to 20 s, with a quarter of chance so that many clients do not come back together. */
+ * doubling to 8 s, with a quarter of chance so that many clients do not come back together. */
 double qie_hub_backoff(int k, int retry_after_s);
 /* True for answers that may be better next time. */
 bool qie_hub_may_retry(int status);

@@ -112,7 +112,7 @@ static int png_profile_orientation(const uint8_t *bytes, size_t n) {
         if (v < 0)
             continue;
         uint8_t *to = block + n_digits / 2;
-        *to = n_digits % 2 ? (uint8_t)(*to | v) : (uint8_t)(v << 4);
+        *to = (uint8_t)(n_digits % 2 ? *to | v : v << 4);
         n_digits++;
     }
     int found = block ? qie_exif_orientation(block, n_digits / 2) : 0;

@@ -18,9 +18,9 @@
 #include "image/image.h"
 #include "image/parameters.h"
 
-/* A progressive file may ask for millions of passes over a large picture. libjpeg's own encoder
- * makes at most 10; 64 coefficients in 3 planes of 13 bits would be the useless extreme. */
-#define SCANS_MAX 100
+/* A file may ask for millions of passes over a large picture, a few bytes each. Encoders write 3 to
+ * 10; 64 passes over 50 megapixels take some seconds. */
+#define SCANS_MAX 64
 
 typedef struct jpeg_run {
     struct jpeg_error_mgr errors; /* first: libjpeg knows only its address */

@@ -95,7 +95,7 @@ static qie_status read_png(const uint8_t *bytes, size_t n, qie_strbuf *out, bool
 qie_status qie_image_read_parameters(const void *bytes, size_t n, char **out, qie_error *err) {
     *out = NULL;
     qie_strbuf text;
-    qie_strbuf_init(&text, QIE_PARAMETERS_MAX);
+    qie_strbuf_init(&text, (size_t)1 << 40); /* the file bounds it: failing then means memory */
     bool found = false;
     qie_status st = QIE_OK;
     switch (qie_image_sniff(bytes, n)) {
@@ -109,14 +109,15 @@ qie_status qie_image_read_parameters(const void *bytes, size_t n, char **out, qi
     if (st == QIE_OK && found) {
         qie_strbuf_append(&text, "", 0); /* an empty text is a text too */
         size_t len = text.len;
-        bool valid = !text.failed && qie_utf8_valid(text.data, len) && strlen(text.data) == len;
-        if (valid)
-            *out = qie_strbuf_take(&text);
-        else
+        if (!text.failed && (len > QIE_PARAMETERS_MAX || !qie_utf8_valid(text.data, len) ||
+                             strlen(text.data) != len))
             st =
                 qie_fail(err, QIE_E_INVALID, "image",
                          "the parameters stored in the picture are damaged or longer than %u bytes",
                          QIE_PARAMETERS_MAX);
+        else if (!(*out = qie_strbuf_take(&text)))
+            st = qie_fail(err, QIE_E_NO_MEMORY, "image",
+                          "out of memory while reading the parameters of a picture");
     }
     qie_strbuf_release(&text);
     return st;

@@ -23,6 +23,7 @@ typedef struct png_run {
     png_infop info;
     qie_image *image;
     bool cut;         /* ran out of bytes */
+    bool low_memory;  /* libpng did without something */
     bool no_memory;   /* our own allocation failed */
     char message[96]; /* libpng's, when it gave up */
     /* What libpng reads: pieces one after the other. */
@@ -35,6 +36,12 @@ typedef struct png_run {
     jmp_buf jump;
 } png_run;
 
+/* libpng tells lack of memory in words only; "too many" is what it says when a list of one cannot
+ * grow. */
+static bool about_memory(const char *message) {
+    return strstr(message, "emory") || strstr(message, "too many text");
+}
+
 static void on_error(png_structp png, png_const_charp message) {
     png_run *run = png_get_error_ptr(png);
     strncpy(run->message, message, sizeof run->message - 1);
@@ -44,8 +51,8 @@ static void on_error(png_structp png, png_const_charp message) {
 /* libpng warns about ancillary data and repairs that do not touch the pixels that we take; lost or
  * damaged pixels are errors. */
 static void on_warning(png_structp png, png_const_charp message) {
-    (void)png;
-    (void)message;
+    png_run *run = png_get_error_ptr(png);
+    run->low_memory = run->low_memory || about_memory(message);
 }
 
 static void on_read(png_structp png, png_bytep to, size_t n) {
@@ -71,8 +78,8 @@ static void on_read(png_structp png, png_bytep to, size_t n) {
 
 /* Report why a run ended early. */
 static qie_status fail_run(const png_run *run, const char *what, size_t n, qie_error *err) {
-    QIE_FAIL_IF(run->no_memory || strstr(run->message, "emory"), QIE_E_NO_MEMORY, err, "image",
-                "out of memory while %s a PNG picture", what);
+    QIE_FAIL_IF(run->no_memory || run->low_memory || about_memory(run->message), QIE_E_NO_MEMORY,
+                err, "image", "out of memory while %s a PNG picture", what);
     QIE_FAIL_IF(run->cut, QIE_E_INVALID, err, "image",
                 "the picture is cut off: this PNG file ends after %zu bytes, before it is complete",
                 n);
@@ -252,7 +259,7 @@ qie_status qie_png_encode(const qie_image *image, int compression, const char *p
     png_run run = {0};
     bool ok = encode(&run, image, compression, parameters, out);
     png_destroy_write_struct(&run.png, &run.info);
-    if (!ok && (run.no_memory || out->failed))
+    if (!ok && (run.no_memory || out->failed || about_memory(run.message)))
         return qie_fail(err, QIE_E_NO_MEMORY, "image", "out of memory while writing a PNG picture");
     QIE_FAIL_IF(!ok, QIE_E_INTERNAL, err, "image", "cannot write PNG: %s", run.message);
     return QIE_OK;

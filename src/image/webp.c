@@ -111,7 +111,8 @@ static qie_status compress(const qie_image *image, int quality, qie_strbuf *out,
     WebPPictureFree(&picture);
     if (ok)
         return QIE_OK;
-    QIE_FAIL_IF(out->failed || code == VP8_ENC_ERROR_OUT_OF_MEMORY ||
+    /* An import that fails without a code could not get its temporary rows. */
+    QIE_FAIL_IF(out->failed || code == VP8_ENC_OK || code == VP8_ENC_ERROR_OUT_OF_MEMORY ||
                     code == VP8_ENC_ERROR_BITSTREAM_OUT_OF_MEMORY,
                 QIE_E_NO_MEMORY, err, "image", "out of memory while writing a WebP picture");
     QIE_FAIL_IF(code == VP8_ENC_ERROR_PARTITION0_OVERFLOW ||

@@ -38,8 +38,11 @@ qie_engine_options qie_engine_options_default(void) {
 }
 
 qie_edit_options qie_edit_options_default(void) {
-    qie_edit_options o = {.negative_prompt = " ", .true_cfg_scale = -1, .guidance_scale = 1.0,
-                          .keep_size = -1, .num_images = 1};
+    qie_edit_options o = {.negative_prompt = " ",
+                          .true_cfg_scale = -1,
+                          .guidance_scale = 1.0,
+                          .keep_size = -1,
+                          .num_images = 1};
     return o;
 }
 
@@ -47,7 +50,8 @@ uint64_t qie_seed_random(void) {
     return qie_random_seed();
 }
 
-/* Last part of a path, without a trailing slash; of a hub snapshot the model's name, not the commit's. */
+/* Last part of a path, without a trailing slash; of a hub snapshot the model's name, not the
+ * commit's. */
 static char *name_of(const char *path) {
     const char *snapshot = strstr(path, "/models--");
     if (snapshot) {
@@ -71,7 +75,8 @@ static int thread_count(int asked) {
 
 qie_status qie_engine_open(const qie_engine_options *options, qie_engine **out, qie_error *err) {
     *out = NULL;
-    QIE_FAIL_IF(!options->model || !*options->model, QIE_E_INVALID, err, "model", "no model is named");
+    QIE_FAIL_IF(!options->model || !*options->model, QIE_E_INVALID, err, "model",
+                "no model is named");
     QIE_FAIL_IF(options->n_threads < 0 || options->n_threads > 1024, QIE_E_INVALID, err, "threads",
                 "threads is %d, not within 1..1024", options->n_threads);
     qie_status st = QIE_OK;
@@ -141,7 +146,8 @@ void qie_engine_reset_cancel(qie_engine *e) {
     atomic_store_explicit(&e->cancel, 0, memory_order_relaxed);
 }
 
-/* What an edit may take: the caller's limit, else what is free now and what an earlier edit left in our hands. */
+/* What an edit may take: the caller's limit, else what is free now and what an earlier edit left in
+ * our hands. */
 static int64_t limit_of(const qie_engine *e) {
     if (e->memory_limit > 0)
         return e->memory_limit;
@@ -149,7 +155,8 @@ static int64_t limit_of(const qie_engine *e) {
     return qie_memory_available() + held;
 }
 
-/* The arena for a plan: kept when it is large enough, since an arena is only reserved addresses until touched. */
+/* The arena for a plan: kept when it is large enough, since an arena is only reserved addresses
+ * until touched. */
 static qie_status need_arena(qie_engine *e, int64_t bytes, qie_error *err) {
     size_t want = (size_t)bytes + (64u << 10); /* rounding of the last allocation */
     if (e->arena && qie_arena_capacity(e->arena) >= want) {
@@ -170,7 +177,10 @@ static void rest_arena(qie_engine *e) {
 }
 
 static qie_run run_of(qie_engine *e, qie_dtype act, qie_observer *observer) {
-    qie_run run = {.compute = e->compute, .arena = e->arena, .act = act, .cancel = &e->cancel,
+    qie_run run = {.compute = e->compute,
+                   .arena = e->arena,
+                   .act = act,
+                   .cancel = &e->cancel,
                    .observer = observer};
     return run;
 }
@@ -236,7 +246,8 @@ qie_status qie_engine_edit(qie_engine *e, const qie_edit_options *options, qie_e
     bool non_finite;
     qie_status st = attempt(e, options, e->act, observer, out, &non_finite, err);
     if (st != QIE_OK && non_finite && e->act != QIE_F32) {
-        qie_log(QIE_LOG_WARN, "pipeline", "%s; computing again in f32", err ? err->message : "not finite");
+        qie_log(QIE_LOG_WARN, "pipeline", "%s; computing again in f32",
+                err ? err->message : "not finite");
         qie_error_clear(err);
         st = attempt(e, options, QIE_F32, observer, out, &non_finite, err);
         out->retried_f32 = st == QIE_OK;

@@ -11,9 +11,10 @@ void qie_patches_from_image(const qie_processor_config *p, const qie_vision_conf
     int64_t width = qie_image_width(image);
     float table[3][256];
     for (int c = 0; c < 3; c++)
-        for (int u = 0; u < 256; u++) /* f32(u * rescale) in double, then f32 arithmetic, as the processor */
-            table[c][u] = ((float)(u * p->rescale_factor) - (float)p->image_mean[c]) /
-                          (float)p->image_std[c];
+        for (int u = 0; u < 256;
+             u++) /* f32(u * rescale) in double, then f32 arithmetic, as the processor */
+            table[c][u] =
+                ((float)(u * p->rescale_factor) - (float)p->image_mean[c]) / (float)p->image_std[c];
     float *to = patches;
     for (int by = 0; by < gh; by++)
         for (int bx = 0; bx < gw; bx++)
@@ -53,7 +54,8 @@ void qie_latents_pack(const qie_vae_config *c, const float *map, int h, int w, b
                 float v = map[((int64_t)y * w + x) * z + i];
                 if (normalise)
                     v = (v - (float)c->latents_mean[i]) / (float)c->latents_std[i];
-                packed[((int64_t)(y / 2) * (w / 2) + x / 2) * 4 * z + i * 4 + y % 2 * 2 + x % 2] = v;
+                packed[((int64_t)(y / 2) * (w / 2) + x / 2) * 4 * z + i * 4 + y % 2 * 2 + x % 2] =
+                    v;
             }
 }
 
@@ -62,7 +64,8 @@ void qie_latents_unpack(const qie_vae_config *c, const float *packed, int h, int
     for (int y = 0; y < h; y++)
         for (int x = 0; x < w; x++)
             for (int i = 0; i < z; i++) {
-                float v = packed[((int64_t)(y / 2) * (w / 2) + x / 2) * 4 * z + i * 4 + y % 2 * 2 + x % 2];
+                float v = packed[((int64_t)(y / 2) * (w / 2) + x / 2) * 4 * z + i * 4 + y % 2 * 2 +
+                                 x % 2];
                 /* division by the reciprocal, as the pipeline does */
                 map[((int64_t)y * w + x) * z + i] =
                     v / (1.0f / (float)c->latents_std[i]) + (float)c->latents_mean[i];

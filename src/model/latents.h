@@ -6,8 +6,8 @@
 #include "plan/config.h"
 #include "qie/image.h"
 
-/* Patches of a picture as the vision processor lays them out: [patches, 3 * temporal * patch * patch], merge-block
- * order; the picture's sides are multiples of patch x merge. */
+/* Patches of a picture as the vision processor lays them out: [patches, 3 * temporal * patch *
+ * patch], merge-block order; the picture's sides are multiples of patch x merge. */
 void qie_patches_from_image(const qie_processor_config *p, const qie_vision_config *v,
                             const qie_image *image, float *patches);
 /* [h, w, 3] in -1..1 */

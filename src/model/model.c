@@ -14,20 +14,21 @@ static qie_status open_parts(qie_model *m, qie_error *err) {
     QIE_TRY(qie_weights_open(m->files, "transformer", &m->w_transformer, err));
     QIE_TRY(qie_weights_open(m->files, "text_encoder", &m->w_text_encoder, err));
     QIE_TRY(qie_weights_open(m->files, "vae", &m->w_vae, err));
-    QIE_TRY(
-        qie_transformer_open(&m->config.transformer, m->w_transformer, &m->transformer, err));
+    QIE_TRY(qie_transformer_open(&m->config.transformer, m->w_transformer, &m->transformer, err));
     QIE_TRY(qie_text_encoder_open(&m->config.text, &m->config.vision, m->w_text_encoder,
                                   &m->text_encoder, err));
     QIE_TRY(qie_vae_open(&m->config.vae, m->w_vae, &m->vae, err));
-    QIE_FAIL_IF(qie_tokenizer_vocab_size(m->tokenizer) > m->config.text.vocab_size, QIE_E_CORRUPT, err,
-                m->config.tokenizer_folder,
-                "the tokenizer has %d entries, the text encoder's vocabulary %d: files of two models",
-                qie_tokenizer_vocab_size(m->tokenizer), m->config.text.vocab_size);
+    QIE_FAIL_IF(
+        qie_tokenizer_vocab_size(m->tokenizer) > m->config.text.vocab_size, QIE_E_CORRUPT, err,
+        m->config.tokenizer_folder,
+        "the tokenizer has %d entries, the text encoder's vocabulary %d: files of two models",
+        qie_tokenizer_vocab_size(m->tokenizer), m->config.text.vocab_size);
     int pad = qie_tokenizer_added_id(m->tokenizer, "<|image_pad|>");
-    QIE_FAIL_IF(pad != m->config.text.image_token_id, QIE_E_CORRUPT, err, m->config.tokenizer_folder,
-                "<|image_pad|> is %d in the tokenizer and %d in the text encoder's config: files of two "
-                "models",
-                pad, m->config.text.image_token_id);
+    QIE_FAIL_IF(
+        pad != m->config.text.image_token_id, QIE_E_CORRUPT, err, m->config.tokenizer_folder,
+        "<|image_pad|> is %d in the tokenizer and %d in the text encoder's config: files of two "
+        "models",
+        pad, m->config.text.image_token_id);
     return QIE_OK;
 }
 
@@ -63,14 +64,24 @@ static int64_t larger(int64_t a, int64_t b) {
 
 qie_compute_limits qie_model_limits(const qie_model_config *c) {
     const qie_vision_config *v = &c->vision;
-    int64_t dim = c->transformer.inner_dim, merged = (int64_t)v->spatial_merge_size *
-                                                      v->spatial_merge_size * v->hidden_size;
+    int64_t dim = c->transformer.inner_dim,
+            merged = (int64_t)v->spatial_merge_size * v->spatial_merge_size * v->hidden_size;
     int64_t patch = 3ll * v->temporal_patch_size * v->patch_size * v->patch_size;
     qie_compute_limits l = {0};
-    const int64_t ks[] = {4 * dim, c->transformer.joint_attention_dim, c->text.hidden_size,
-                          c->text.intermediate_size, v->intermediate_size, merged, patch, 256};
-    const int64_t ns[] = {6 * dim, c->text.hidden_size, c->text.intermediate_size, 3ll * v->hidden_size,
-                          v->intermediate_size, merged};
+    const int64_t ks[] = {4 * dim,
+                          c->transformer.joint_attention_dim,
+                          c->text.hidden_size,
+                          c->text.intermediate_size,
+                          v->intermediate_size,
+                          merged,
+                          patch,
+                          256};
+    const int64_t ns[] = {6 * dim,
+                          c->text.hidden_size,
+                          c->text.intermediate_size,
+                          3ll * v->hidden_size,
+                          v->intermediate_size,
+                          merged};
     for (size_t i = 0; i < sizeof ks / sizeof *ks; i++)
         l.max_k = larger(l.max_k, ks[i]);
     for (size_t i = 0; i < sizeof ns / sizeof *ns; i++)

@@ -56,8 +56,13 @@ static void tell(edit *e, const char *stage, int step, int total, const qie_imag
     e->last_told = now;
     if (!o->progress)
         return;
-    qie_progress p = {.stage = stage, .step = step, .total = total, .i_image = e->i_image,
-                      .n_images = o->num_images, .elapsed_s = now - e->started, .seconds_left = -1,
+    qie_progress p = {.stage = stage,
+                      .step = step,
+                      .total = total,
+                      .i_image = e->i_image,
+                      .n_images = o->num_images,
+                      .elapsed_s = now - e->started,
+                      .seconds_left = -1,
                       .preview = preview};
     if (!strcmp(stage, "denoise"))
         p.seconds_left = left_of_denoise(e, now);
@@ -82,8 +87,9 @@ static qie_status injected(const edit *e, const char *name, int64_t n, float *ou
         if (strcmp(o->injections[i].name, name))
             continue;
         const qie_tensor *t = qie_weights_find(e->p->injected[i], name);
-        QIE_FAIL_IF(!t || t->n_elements != n || qie_to_f32(out, t->data, t->dtype, (size_t)n), QIE_E_INVALID,
-                    err, "inject", "tensor '%s' in '%s' has %lld values, %lld floating ones are needed", name,
+        QIE_FAIL_IF(!t || t->n_elements != n || qie_to_f32(out, t->data, t->dtype, (size_t)n),
+                    QIE_E_INVALID, err, "inject",
+                    "tensor '%s' in '%s' has %lld values, %lld floating ones are needed", name,
                     o->injections[i].path, (long long)(t ? t->n_elements : 0), (long long)n);
         *found = true;
     }
@@ -150,8 +156,8 @@ static qie_status fill_patches(edit *e, float *patches, qie_error *err) {
         qie_status st = qie_resample(e->p->options.images[i], cond.w, cond.h, QIE_FILTER_LANCZOS,
                                      QIE_RESAMPLE_PILLOW_13, e->n_threads, &a, err);
         if (st == QIE_OK)
-            st = qie_resample(a, px.w, px.h, QIE_FILTER_BICUBIC, QIE_RESAMPLE_PILLOW_13, e->n_threads, &b,
-                              err);
+            st = qie_resample(a, px.w, px.h, QIE_FILTER_BICUBIC, QIE_RESAMPLE_PILLOW_13,
+                              e->n_threads, &b, err);
         if (st == QIE_OK)
             qie_patches_from_image(&e->m->config.processor, v, b, patches);
         qie_image_destroy(a);
@@ -167,18 +173,20 @@ static qie_status fill_patches(edit *e, float *patches, qie_error *err) {
     return QIE_OK;
 }
 
-static qie_status encode_prompt(edit *e, int pass, const float *features, qie_language_prefix *prefix,
-                                float *hidden, qie_error *err) {
+static qie_status encode_prompt(edit *e, int pass, const float *features,
+                                qie_language_prefix *prefix, float *hidden, qie_error *err) {
     const qie_prompt *p = &e->p->prompts[pass];
     int64_t width = e->m->config.text.hidden_size, n = (int64_t)p->n_ids;
-    const char *names[2][2] = {{"hidden_last", "prompt_embeds"}, {"neg.hidden_last", "neg.prompt_embeds"}};
+    const char *names[2][2] = {{"hidden_last", "prompt_embeds"},
+                               {"neg.hidden_last", "neg.prompt_embeds"}};
     bool given;
-    QIE_TRY(injected(e, names[pass][1], e->p->n_text[pass] * width, e->prompt_embeds[pass], &given, err));
+    QIE_TRY(injected(e, names[pass][1], e->p->n_text[pass] * width, e->prompt_embeds[pass], &given,
+                     err));
     observe_ids(e, pass ? "neg." : "", p);
     if (!given) {
-        QIE_TRY(qie_language_encode(e->m->text_encoder, &e->run, &e->p->sizes, p->ids, n, p->image_pad_id,
-                                    features, e->p->sizes.n_vision_tokens, e->p->options.positions, prefix,
-                                    hidden, err));
+        QIE_TRY(qie_language_encode(e->m->text_encoder, &e->run, &e->p->sizes, p->ids, n,
+                                    p->image_pad_id, features, e->p->sizes.n_vision_tokens,
+                                    e->p->options.positions, prefix, hidden, err));
         observe_rows(e, names[pass][0], hidden, n, width);
         memcpy(e->prompt_embeds[pass], hidden + (int64_t)p->n_drop * width,
                sizeof(float) * (size_t)(e->p->n_text[pass] * width));
@@ -207,7 +215,8 @@ static qie_status text_stage(edit *e, qie_error *err) {
     QIE_TRY(alloc(&e->run, s->n_vision_tokens * v->out_hidden_size, &features, err));
     QIE_TRY(alloc(&e->run, (int64_t)most * e->m->config.text.hidden_size, &hidden, err));
     if (prefix.n)
-        QIE_TRY(qie_run_alloc(&e->run, qie_language_prefix_bytes(&e->m->config.text, prefix.n, prefix.act),
+        QIE_TRY(qie_run_alloc(&e->run,
+                              qie_language_prefix_bytes(&e->m->config.text, prefix.n, prefix.act),
                               &prefix.data, err));
     tell(e, "encode_text", 0, 1 + e->p->n_passes, NULL);
     QIE_TRY(fill_patches(e, patches, err));
@@ -232,8 +241,8 @@ static qie_status reference_picture(edit *e, int i, qie_image **out, qie_error *
     qie_size s = e->p->sizes.images[i].vae;
     if (e->p->sizes.images[i].vae_fit == QIE_FIT_PAD)
         return qie_image_pad_edge(e->p->options.images[i], s.w, s.h, out, err);
-    return qie_resample(e->p->options.images[i], s.w, s.h, QIE_FILTER_LANCZOS, QIE_RESAMPLE_PILLOW_13,
-                        e->n_threads, out, err);
+    return qie_resample(e->p->options.images[i], s.w, s.h, QIE_FILTER_LANCZOS,
+                        QIE_RESAMPLE_PILLOW_13, e->n_threads, out, err);
 }
 
 static qie_status encode_reference(edit *e, int i, float *packed, qie_error *err) {
@@ -251,7 +260,8 @@ static qie_status encode_reference(edit *e, int i, float *packed, qie_error *err
     qie_image_destroy(picture);
     snprintf(name, sizeof name, "vae_input.%d", i);
     observe_map(e, name, pixels, s.h, s.w, 3);
-    QIE_TRY(qie_vae_encode(e->m->vae, &e->run, pixels, s.h, s.w, e->p->memory.vae_tiled, mean, err));
+    QIE_TRY(
+        qie_vae_encode(e->m->vae, &e->run, pixels, s.h, s.w, e->p->memory.vae_tiled, mean, err));
     snprintf(name, sizeof name, "ref_latents.%d", i);
     observe_map(e, name, mean, h, w, c->z_dim);
     qie_latents_pack(c, mean, h, w, true, packed);
@@ -281,7 +291,8 @@ static qie_status draw_noise(edit *e, qie_error *err) {
     const qie_edit_options *o = &e->p->options;
     int z = e->m->config.vae.z_dim, h = e->p->sizes.grid_h * 2, w = e->p->sizes.grid_w * 2;
     int64_t n = (int64_t)z * h * w;
-    bool bf16 = o->noise == QIE_NOISE_BF16 || (o->noise == QIE_NOISE_AUTO && e->run.act == QIE_BF16);
+    bool bf16 =
+        o->noise == QIE_NOISE_BF16 || (o->noise == QIE_NOISE_AUTO && e->run.act == QIE_BF16);
     qie_rng rng;
     qie_rng_seed(&rng, o->seed);
     for (int i = 0; i < o->num_images; i++) {
@@ -296,7 +307,8 @@ static qie_status draw_noise(edit *e, qie_error *err) {
     return QIE_OK;
 }
 
-/* Small picture of where the step is heading: x0 = x - sigma v, latents averaged down, then decoded. */
+/* Small picture of where the step is heading: x0 = x - sigma v, latents averaged down, then
+ * decoded. */
 static qie_status make_preview(edit *e, const float *latents, const float *velocity, float sigma,
                                qie_image **out, qie_error *err) {
     const qie_vae_config *c = &e->m->config.vae;
@@ -353,8 +365,8 @@ static qie_status one_step(edit *e, qie_denoiser *d, int i_step, float *latents,
                                         (float)o->true_cfg_scale, rows, ch, v);
     if (!all_finite(v, n)) {
         *non_finite = true;
-        return qie_fail(err, QIE_E_INTERNAL, NULL, "the transformer gave values that are no numbers in step %d",
-                        i_step + 1);
+        return qie_fail(err, QIE_E_INTERNAL, NULL,
+                        "the transformer gave values that are no numbers in step %d", i_step + 1);
     }
     float dt = e->sigmas[i_step + 1] - e->sigmas[i_step];
     QIE_TRY(report_step(e, i_step, latents, v, err));
@@ -443,7 +455,8 @@ static qie_status decode_image(edit *e, const float *latents, qie_image **out, b
     QIE_TRY(qie_vae_decode(e->m->vae, &e->run, map, h, w, e->p->memory.vae_tiled, pixels, err));
     if (!all_finite(pixels, 3ll * px.w * px.h)) {
         *non_finite = true;
-        return qie_fail(err, QIE_E_INTERNAL, NULL, "the VAE's decoder gave values that are no numbers");
+        return qie_fail(err, QIE_E_INTERNAL, NULL,
+                        "the VAE's decoder gave values that are no numbers");
     }
     if (e->i_image == 0)
         observe_map(e, "decoded", pixels, px.h, px.w, 3);
@@ -460,10 +473,12 @@ static qie_status decode_stage(edit *e, qie_edit_result *result, bool *non_finit
     QIE_FAIL_IF(!result->images, QIE_E_NO_MEMORY, err, NULL, "out of memory");
     for (e->i_image = 0; e->i_image < n; e->i_image++) {
         tell(e, "decode", e->i_image, n, NULL);
-        QIE_TRY(decode_image(e, e->latents[e->i_image], &result->images[e->i_image], non_finite, err));
+        QIE_TRY(
+            decode_image(e, e->latents[e->i_image], &result->images[e->i_image], non_finite, err));
         result->n_images++;
         if (constant(result->images[e->i_image]))
-            qie_log(QIE_LOG_WARN, "pipeline", "picture %d is of one colour throughout", e->i_image + 1);
+            qie_log(QIE_LOG_WARN, "pipeline", "picture %d is of one colour throughout",
+                    e->i_image + 1);
     }
     e->i_image = n - 1;
     tell(e, "decode", n, n, NULL);
@@ -472,7 +487,8 @@ static qie_status decode_stage(edit *e, qie_edit_result *result, bool *non_finit
 
 /* ---- the whole */
 
-static qie_status begin(edit *e, qie_model *m, const qie_run *run, qie_prepared *p, qie_error *err) {
+static qie_status begin(edit *e, qie_model *m, const qie_run *run, qie_prepared *p,
+                        qie_error *err) {
     memset(e, 0, sizeof *e);
     e->m = m;
     e->run = *run;
@@ -496,8 +512,8 @@ static qie_status begin(edit *e, qie_model *m, const qie_run *run, qie_prepared 
     return QIE_OK;
 }
 
-qie_status qie_pipeline_run(qie_model *m, const qie_run *run, qie_prepared *p, qie_edit_result *result,
-                            bool *non_finite, qie_error *err) {
+qie_status qie_pipeline_run(qie_model *m, const qie_run *run, qie_prepared *p,
+                            qie_edit_result *result, bool *non_finite, qie_error *err) {
     edit e;
     *non_finite = false;
     memset(result, 0, sizeof *result);

@@ -1,8 +1,8 @@
 /* One edit from decoded pictures to pictures: QwenImageEditPlusPipeline's __call__.
  *
- * The order of work: plan (sizes, tokens, memory: everything that can be refused is refused here), pictures and
- * prompts through the text encoder, references through the VAE, the step loop, the decoder. Each stage releases its
- * memory before the next. */
+ * The order of work: plan (sizes, tokens, memory: everything that can be refused is refused here),
+ * pictures and prompts through the text encoder, references through the VAE, the step loop, the
+ * decoder. Each stage releases its memory before the next. */
 #ifndef QIE_MODEL_PIPELINE_H
 #define QIE_MODEL_PIPELINE_H
 
@@ -23,8 +23,8 @@ typedef struct qie_prepared {
     int64_t n_text[2];
 } qie_prepared;
 
-/* Resolve defaults, sizes, tokens and memory; check every limit. limit_bytes: working memory that may be used.
- * out is zeroed first; release it in any case. Errors: as qie_engine_plan. */
+/* Resolve defaults, sizes, tokens and memory; check every limit. limit_bytes: working memory that
+ * may be used. out is zeroed first; release it in any case. Errors: as qie_engine_plan. */
 qie_status qie_prepare(const qie_model *m, const qie_edit_options *options, qie_dtype act,
                        int64_t limit_bytes, qie_prepared *out, qie_error *err);
 void qie_prepared_release(qie_prepared *p);
@@ -33,8 +33,8 @@ void qie_prepared_describe(const qie_model *m, const qie_prepared *p, qie_edit_p
 
 /* Run it. result->images, timings are filled on success; on failure it holds nothing.
  * *non_finite is set when the failure was a NaN or infinity in the computed values. */
-qie_status qie_pipeline_run(qie_model *m, const qie_run *run, qie_prepared *p, qie_edit_result *result,
-                            bool *non_finite, qie_error *err);
+qie_status qie_pipeline_run(qie_model *m, const qie_run *run, qie_prepared *p,
+                            qie_edit_result *result, bool *non_finite, qie_error *err);
 /* Seconds for one transformer block of this edit's size. */
 qie_status qie_pipeline_probe(qie_model *m, const qie_run *run, qie_prepared *p,
                               double *seconds_per_block, qie_error *err);

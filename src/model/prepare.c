@@ -11,9 +11,11 @@
 
 #define MAX_PROMPT_CHARACTERS 32000 /* http-api.md, POST /edit */
 
-static qie_status check_text(const char *text, const char *param, bool may_be_empty, qie_error *err) {
+static qie_status check_text(const char *text, const char *param, bool may_be_empty,
+                             qie_error *err) {
     size_t n = strlen(text);
-    QIE_FAIL_IF(!qie_utf8_valid(text, n), QIE_E_INVALID, err, param, "the %s is not valid UTF-8", param);
+    QIE_FAIL_IF(!qie_utf8_valid(text, n), QIE_E_INVALID, err, param, "the %s is not valid UTF-8",
+                param);
     size_t chars = qie_utf8_length(text, n);
     QIE_FAIL_IF(!chars && !may_be_empty, QIE_E_INVALID, err, param,
                 "the %s is empty: say what to change", param);
@@ -72,8 +74,8 @@ static qie_status make_sizes(const qie_model *m, const qie_edit_options *o, qie_
                           .keep_size = o->keep_size == 1};
     QIE_FAIL_IF(r.keep_size && (o->width || o->height), QIE_E_INVALID, err, "keep_size",
                 "keep_size and width or height exclude each other");
-    QIE_FAIL_IF(o->width < 0 || o->height < 0 || o->max_side < 0 || o->ref_area < 0, QIE_E_INVALID, err,
-                "width", "sizes must not be negative");
+    QIE_FAIL_IF(o->width < 0 || o->height < 0 || o->max_side < 0 || o->ref_area < 0, QIE_E_INVALID,
+                err, "width", "sizes must not be negative");
     for (size_t i = 0; i < o->n_images; i++)
         r.images[i] = (qie_size){qie_image_width(o->images[i]), qie_image_height(o->images[i])};
     return qie_size_plan_make(&m->config, &r, s, err);
@@ -112,9 +114,11 @@ static qie_status tokenize(const qie_model *m, qie_prepared *p, qie_error *err) 
         int start = qie_rope_text_start(&p->sizes);
         QIE_FAIL_IF(start + p->n_text[pass] > QIE_MAX_ROPE_POSITION, QIE_E_INVALID, err,
                     pass ? "negative_prompt" : "prompt",
-                    "the prompt and pictures take %lld tokens (%zu of them text), %d fit beside pictures of "
+                    "the prompt and pictures take %lld tokens (%zu of them text), %d fit beside "
+                    "pictures of "
                     "this size: shorten the prompt or give fewer pictures",
-                    (long long)p->n_text[pass], p->prompts[pass].n_prompt, QIE_MAX_ROPE_POSITION - start);
+                    (long long)p->n_text[pass], p->prompts[pass].n_prompt,
+                    QIE_MAX_ROPE_POSITION - start);
     }
     return QIE_OK;
 }
@@ -138,17 +142,19 @@ static bool is_injected(const qie_prepared *p, const char *name) {
 static qie_status open_injections(qie_prepared *p, qie_error *err) {
     static const char *const known[] = {"noise", "latents", "prompt_embeds", "neg.prompt_embeds",
                                         "image_latents"};
-    QIE_FAIL_IF(p->options.n_injections > sizeof p->injected / sizeof *p->injected, QIE_E_INVALID, err,
-                "inject", "more than %zu injections", sizeof p->injected / sizeof *p->injected);
+    QIE_FAIL_IF(p->options.n_injections > sizeof p->injected / sizeof *p->injected, QIE_E_INVALID,
+                err, "inject", "more than %zu injections",
+                sizeof p->injected / sizeof *p->injected);
     for (size_t i = 0; i < p->options.n_injections; i++) {
         const qie_injection *j = &p->options.injections[i];
         bool ok = false;
         for (size_t k = 0; k < sizeof known / sizeof *known; k++)
             ok = ok || !strcmp(known[k], j->name);
-        QIE_FAIL_IF(!ok, QIE_E_INVALID, err, "inject",
-                    "'%s' cannot be injected: one of noise, latents, prompt_embeds, neg.prompt_embeds, "
-                    "image_latents",
-                    j->name);
+        QIE_FAIL_IF(
+            !ok, QIE_E_INVALID, err, "inject",
+            "'%s' cannot be injected: one of noise, latents, prompt_embeds, neg.prompt_embeds, "
+            "image_latents",
+            j->name);
         QIE_TRY(qie_weights_open_file(j->path, &p->injected[i], err));
         QIE_FAIL_IF(!qie_weights_find(p->injected[i], j->name), QIE_E_INVALID, err, "inject",
                     "'%s' holds no tensor '%s'", j->path, j->name);
@@ -250,16 +256,20 @@ void qie_prepared_describe(const qie_model *m, const qie_prepared *p, qie_edit_p
         warn(plan, "width and height are floored to multiples of 16: %dx%d", s->generated.w,
              s->generated.h);
     if (s->kept_by_resize)
-        warn(plan, "the picture is larger than this model works on: generated at %dx%d and resized back to %dx%d",
+        warn(plan,
+             "the picture is larger than this model works on: generated at %dx%d and resized back "
+             "to %dx%d",
              s->generated.w, s->generated.h, s->output.w, s->output.h);
     if (p->options.guidance_scale != 1.0)
-        warn(plan, "guidance_scale %g has no effect on this model: true_cfg_scale is the one that guides",
+        warn(plan,
+             "guidance_scale %g has no effect on this model: true_cfg_scale is the one that guides",
              p->options.guidance_scale);
     if (p->options.true_cfg_scale > 1 && !p->options.negative_prompt)
         warn(plan, "true_cfg_scale %g needs a negative prompt (a space will do): CFG is off",
              p->options.true_cfg_scale);
     if (p->memory.vae_tiled)
-        warn(plan, "the VAE works in tiles to fit into memory: seams may differ slightly from diffusers");
+        warn(plan,
+             "the VAE works in tiles to fit into memory: seams may differ slightly from diffusers");
     if (p->options.num_inference_steps == 1 && m->config.scheduler.shift_terminal > 0)
         warn(plan, "one step: the schedule is 1, 0 (diffusers divides zero by zero here)");
 }

@@ -8,8 +8,8 @@ static float frequency(double theta, int i, int d) {
 }
 
 /* One row of the transformer's table from its three positions. */
-static void row_of(const qie_transformer_config *c, const float *freq, const int pos[3], float *cosine,
-                   float *sine) {
+static void row_of(const qie_transformer_config *c, const float *freq, const int pos[3],
+                   float *cosine, float *sine) {
     int at = 0;
     for (int axis = 0; axis < 3; axis++)
         for (int i = 0; i < c->axes_dims_rope[axis] / 2; i++, at++) {
@@ -33,7 +33,8 @@ void qie_rope_image(const qie_transformer_config *c, const qie_size_plan *s, flo
     int half = c->attention_head_dim / 2;
     int64_t row = 0;
     for (int p = 0; p <= s->n_images; p++) {
-        int gh = p ? s->images[p - 1].grid_h : s->grid_h, gw = p ? s->images[p - 1].grid_w : s->grid_w;
+        int gh = p ? s->images[p - 1].grid_h : s->grid_h,
+            gw = p ? s->images[p - 1].grid_w : s->grid_w;
         for (int y = 0; y < gh; y++)
             for (int x = 0; x < gw; x++, row++) {
                 int pos[3] = {p, y - (gh - gh / 2), x - (gw - gw / 2)};
@@ -57,7 +58,9 @@ void qie_rope_language(const qie_text_config *c, const int32_t *triples, int64_t
                        float *sine) {
     int half = c->head_dim / 2;
     for (int j = 0; j < half; j++) {
-        int axis = j < c->mrope_section[0] ? 0 : j < c->mrope_section[0] + c->mrope_section[1] ? 1 : 2;
+        int axis = j < c->mrope_section[0]                         ? 0
+                   : j < c->mrope_section[0] + c->mrope_section[1] ? 1
+                                                                   : 2;
         float f = frequency(c->rope_theta, j, c->head_dim);
         for (int64_t r = 0; r < n; r++) {
             float angle = (float)triples[r * 3 + axis] * f;

@@ -20,8 +20,8 @@ qie_status qie_run_alloc(const qie_run *run, size_t bytes, void **out, qie_error
     return QIE_OK;
 }
 
-qie_status qie_run_mat(const qie_run *run, qie_dtype dtype, int64_t rows, int64_t cols, qie_mat *out,
-                       qie_error *err) {
+qie_status qie_run_mat(const qie_run *run, qie_dtype dtype, int64_t rows, int64_t cols,
+                       qie_mat *out, qie_error *err) {
     void *p;
     QIE_TRY(qie_run_alloc(run, (size_t)rows * (size_t)cols * qie_dtype_size(dtype), &p, err));
     *out = qie_mat_make(p, dtype, rows, cols);
@@ -47,7 +47,8 @@ qie_status qie_bind_linear(const qie_weights *w, const char *name, int64_t n, in
     const qie_tensor *t;
     snprintf(full, sizeof full, "%s.weight", name);
     t = qie_weights_find(w, full);
-    /* 1x1 convolutions ([n, k, 1, 1(, 1)]) and the patch embedding ([n, 3, 2, 14, 14]) are linear layers. */
+    /* 1x1 convolutions ([n, k, 1, 1(, 1)]) and the patch embedding ([n, 3, 2, 14, 14]) are linear
+     * layers. */
     if (t && t->n_dims > 2 && t->n_dims <= 5 && t->shape[0] == n && t->n_elements == n * k)
         QIE_TRY(qie_weights_need(w, full, t->n_dims, t->shape, &t, err));
     else
@@ -60,17 +61,22 @@ qie_status qie_bind_linear(const qie_weights *w, const char *name, int64_t n, in
     return qie_bind_vec(w, full, n, &out->b, err);
 }
 
-void qie_run_linear(const qie_run *run, qie_mat x, const qie_linear *l, qie_act act, qie_store store,
-                    qie_mat dst) {
-    qie_linear_args a = {.x = x, .w = l->w, .bias = l->b, .act = act, .store = store,
-                         .split = x.rows, .dst = dst};
+void qie_run_linear(const qie_run *run, qie_mat x, const qie_linear *l, qie_act act,
+                    qie_store store, qie_mat dst) {
+    qie_linear_args a = {
+        .x = x, .w = l->w, .bias = l->b, .act = act, .store = store, .split = x.rows, .dst = dst};
     run->compute->ops.linear(run->compute, &a);
 }
 
 void qie_run_linear_gated(const qie_run *run, qie_mat x, const qie_linear *l, const float *gate0,
                           const float *gate1, int64_t split, qie_mat dst) {
-    qie_linear_args a = {.x = x, .w = l->w, .bias = l->b, .store = QIE_STORE_GATED_ADD,
-                         .gate = {gate0, gate1}, .split = split, .dst = dst};
+    qie_linear_args a = {.x = x,
+                         .w = l->w,
+                         .bias = l->b,
+                         .store = QIE_STORE_GATED_ADD,
+                         .gate = {gate0, gate1},
+                         .split = split,
+                         .dst = dst};
     run->compute->ops.linear(run->compute, &a);
 }
 

@@ -1,4 +1,5 @@
-/* What every stage of an edit gets: where to compute, where to take memory, whom to tell, when to stop. */
+/* What every stage of an edit gets: where to compute, where to take memory, whom to tell, when to
+ * stop. */
 #ifndef QIE_MODEL_RUN_H
 #define QIE_MODEL_RUN_H
 
@@ -25,8 +26,8 @@ qie_status qie_run_check(const qie_run *run, qie_error *err);
 /* Memory from the arena; QIE_E_INTERNAL when the plan was too small. */
 qie_status qie_run_alloc(const qie_run *run, size_t bytes, void **out, qie_error *err);
 /* Matrix [rows, cols] from the arena. */
-qie_status qie_run_mat(const qie_run *run, qie_dtype dtype, int64_t rows, int64_t cols, qie_mat *out,
-                       qie_error *err);
+qie_status qie_run_mat(const qie_run *run, qie_dtype dtype, int64_t rows, int64_t cols,
+                       qie_mat *out, qie_error *err);
 
 /* A linear layer bound to its tensors. */
 typedef struct qie_linear {
@@ -42,8 +43,8 @@ qie_status qie_bind_vec(const qie_weights *w, const char *name, int64_t n, qie_v
                         qie_error *err);
 
 /* dst = act(x W^T + b); the other stores likewise. */
-void qie_run_linear(const qie_run *run, qie_mat x, const qie_linear *l, qie_act act, qie_store store,
-                    qie_mat dst);
+void qie_run_linear(const qie_run *run, qie_mat x, const qie_linear *l, qie_act act,
+                    qie_store store, qie_mat dst);
 void qie_run_linear_gated(const qie_run *run, qie_mat x, const qie_linear *l, const float *gate0,
                           const float *gate1, int64_t split, qie_mat dst);
 

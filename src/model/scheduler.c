@@ -2,8 +2,8 @@
 
 #include <math.h>
 
-void qie_scheduler_sigmas(const qie_scheduler_config *c, int n_steps, int64_t n_target, float *sigmas,
-                          float *timesteps) {
+void qie_scheduler_sigmas(const qie_scheduler_config *c, int n_steps, int64_t n_target,
+                          float *sigmas, float *timesteps) {
     double slope = (c->max_shift - c->base_shift) / (c->max_image_seq_len - c->base_image_seq_len);
     double mu = (double)n_target * slope + (c->base_shift - slope * c->base_image_seq_len);
     float shift = (float)(c->exponential ? exp(mu) : mu);

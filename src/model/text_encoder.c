@@ -20,9 +20,11 @@ static qie_status bind_layer(const qie_text_config *t, const qie_weights *w, int
     QIE_TRY(qie_bind_linear(w, NAME("self_attn.k_proj"), kv, h, true, &l->k, err));
     QIE_TRY(qie_bind_linear(w, NAME("self_attn.v_proj"), kv, h, true, &l->v, err));
     QIE_TRY(qie_bind_linear(w, NAME("self_attn.o_proj"), h, h, false, &l->o, err));
-    QIE_TRY(qie_bind_linear(w, NAME("mlp.gate_proj"), t->intermediate_size, h, false, &l->gate, err));
+    QIE_TRY(
+        qie_bind_linear(w, NAME("mlp.gate_proj"), t->intermediate_size, h, false, &l->gate, err));
     QIE_TRY(qie_bind_linear(w, NAME("mlp.up_proj"), t->intermediate_size, h, false, &l->up, err));
-    QIE_TRY(qie_bind_linear(w, NAME("mlp.down_proj"), h, t->intermediate_size, false, &l->down, err));
+    QIE_TRY(
+        qie_bind_linear(w, NAME("mlp.down_proj"), h, t->intermediate_size, false, &l->down, err));
 #undef NAME
     return QIE_OK;
 }
@@ -43,8 +45,8 @@ qie_status qie_text_encoder_open(const qie_text_config *t, const qie_vision_conf
         goto fail;
     }
     qie_linear embed;
-    QIE_TRY_GOTO(
-        qie_bind_linear(w, "model.embed_tokens", t->vocab_size, t->hidden_size, false, &embed, err));
+    QIE_TRY_GOTO(qie_bind_linear(w, "model.embed_tokens", t->vocab_size, t->hidden_size, false,
+                                 &embed, err));
     e->embed_tokens = embed.w;
     QIE_TRY_GOTO(qie_bind_vec(w, "model.norm.weight", t->hidden_size, &e->norm, err));
     for (int i = 0; i < t->num_hidden_layers; i++)
@@ -65,10 +67,12 @@ void qie_text_encoder_close(qie_text_encoder *e) {
     free(e);
 }
 
-/* Position triples (t, h, w) of every token: text counts on, a picture spans a grid (docs/MODEL.md). Sequential:
- * what transformers 5 computes when it is not told which tokens are pictures. */
-static void token_positions(const qie_text_encoder *e, const qie_size_plan *sizes, const int32_t *ids,
-                            int64_t n, int32_t pad, qie_positions mode, int32_t *triples) {
+/* Position triples (t, h, w) of every token: text counts on, a picture spans a grid
+ * (docs/MODEL.md). Sequential: what transformers 5 computes when it is not told which tokens are
+ * pictures. */
+static void token_positions(const qie_text_encoder *e, const qie_size_plan *sizes,
+                            const int32_t *ids, int64_t n, int32_t pad, qie_positions mode,
+                            int32_t *triples) {
     int cell = e->v.patch_size * e->v.spatial_merge_size, i_image = 0;
     int32_t next = 0;
     for (int64_t i = 0; i < n;) {
@@ -77,7 +81,8 @@ static void token_positions(const qie_text_encoder *e, const qie_size_plan *size
             i++;
             continue;
         }
-        int32_t gh = sizes->images[i_image].grid_px.h / cell, gw = sizes->images[i_image].grid_px.w / cell;
+        int32_t gh = sizes->images[i_image].grid_px.h / cell,
+                gw = sizes->images[i_image].grid_px.w / cell;
         for (int32_t y = 0; y < gh; y++)
             for (int32_t x = 0; x < gw && i < n; x++, i++) {
                 triples[i * 3] = next;
@@ -141,9 +146,11 @@ static void prefetch_layer(const qie_text_encoder *e, int i_layer) {
         qie_linear_prefetch(list[i]);
 }
 
-/* Rows [start, n) of b->x through one layer; keys and values of the rows before them come from the prefix. */
-static void language_layer(const qie_text_config *t, const qie_run *run, const qie_language_layer *l,
-                           int i_layer, const qie_language_prefix *prefix, int64_t start,
+/* Rows [start, n) of b->x through one layer; keys and values of the rows before them come from the
+ * prefix. */
+static void language_layer(const qie_text_config *t, const qie_run *run,
+                           const qie_language_layer *l, int i_layer,
+                           const qie_language_prefix *prefix, int64_t start,
                            const language_buffers *all) {
     const qie_ops *ops = &run->compute->ops;
     float eps = (float)t->rms_norm_eps;
@@ -156,8 +163,11 @@ static void language_layer(const qie_text_config *t, const qie_run *run, const q
     qie_run_linear(run, b->h, &l->q, QIE_ACT_NONE, QIE_STORE_SET, b->q);
     qie_run_linear(run, b->h, &l->k, QIE_ACT_NONE, QIE_STORE_SET, b->k);
     qie_run_linear(run, b->h, &l->v, QIE_ACT_NONE, QIE_STORE_SET, b->v);
-    qie_qk_norm_rope_args r = {.x = b->q, .n_heads = t->num_attention_heads, .head_dim = t->head_dim,
-                               .cos = b->cos + start * half, .sin = b->sin + start * half};
+    qie_qk_norm_rope_args r = {.x = b->q,
+                               .n_heads = t->num_attention_heads,
+                               .head_dim = t->head_dim,
+                               .cos = b->cos + start * half,
+                               .sin = b->sin + start * half};
     ops->qk_norm_rope(run->compute, &r);
     r.x = b->k;
     r.n_heads = t->num_key_value_heads;
@@ -166,9 +176,15 @@ static void language_layer(const qie_text_config *t, const qie_run *run, const q
         exchange_prefix(t, prefix, i_layer, all);
     b->k = all->k;
     b->v = all->v;
-    qie_attention_args a = {.q = b->q, .k = b->k, .v = b->v, .n_heads = t->num_attention_heads,
-                            .n_kv_heads = t->num_key_value_heads, .head_dim = t->head_dim,
-                            .scale = 1.0f / sqrtf((float)t->head_dim), .causal = true, .dst = b->h};
+    qie_attention_args a = {.q = b->q,
+                            .k = b->k,
+                            .v = b->v,
+                            .n_heads = t->num_attention_heads,
+                            .n_kv_heads = t->num_key_value_heads,
+                            .head_dim = t->head_dim,
+                            .scale = 1.0f / sqrtf((float)t->head_dim),
+                            .causal = true,
+                            .dst = b->h};
     ops->attention(run->compute, &a);
     qie_run_linear(run, b->h, &l->o, QIE_ACT_NONE, QIE_STORE_ADD, b->x);
     ops->rms_norm(run->compute, b->x, l->post_norm, eps, b->h);
@@ -185,8 +201,8 @@ qie_status qie_language_encode(qie_text_encoder *e, const qie_run *run, const qi
     int64_t n_pads = 0, start = prefix && prefix->filled ? prefix->n : 0;
     for (int64_t i = 0; i < n_ids; i++) {
         QIE_FAIL_IF(ids[i] < 0 || ids[i] >= t->vocab_size, QIE_E_CORRUPT, err, "tokenizer",
-                    "the tokenizer gives id %d, the text encoder's vocabulary has %d entries", ids[i],
-                    t->vocab_size);
+                    "the tokenizer gives id %d, the text encoder's vocabulary has %d entries",
+                    ids[i], t->vocab_size);
         n_pads += ids[i] == image_pad_id;
     }
     QIE_FAIL_IF(n_pads != n_features, QIE_E_INTERNAL, err, NULL,

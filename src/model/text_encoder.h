@@ -1,4 +1,5 @@
-/* Qwen2.5-VL as the pipeline uses it: pictures and prompt in, hidden states after the final norm out. */
+/* Qwen2.5-VL as the pipeline uses it: pictures and prompt in, hidden states after the final norm
+ * out. */
 #ifndef QIE_MODEL_TEXT_ENCODER_H
 #define QIE_MODEL_TEXT_ENCODER_H
 
@@ -9,40 +10,44 @@
 
 typedef struct qie_text_encoder qie_text_encoder;
 
-/* Bind all tensors of language model and vision tower (lm_head is never touched); w must outlive the object. */
+/* Bind all tensors of language model and vision tower (lm_head is never touched); w must outlive
+ * the object. */
 qie_status qie_text_encoder_open(const qie_text_config *t, const qie_vision_config *v,
                                  const qie_weights *w, qie_text_encoder **out, qie_error *err);
 void qie_text_encoder_close(qie_text_encoder *e);
 
 /* Vision tower over all pictures of a request.
- * patches [n_patches, 3 * temporal * patch * patch] in merge-block order, pictures after each other (the processor's
- * pixel_values); features [n_vision_tokens, out_hidden_size] F32, raster order within each picture.
- * Errors: QIE_E_CANCELLED between blocks. */
+ * patches [n_patches, 3 * temporal * patch * patch] in merge-block order, pictures after each other
+ * (the processor's pixel_values); features [n_vision_tokens, out_hidden_size] F32, raster order
+ * within each picture. Errors: QIE_E_CANCELLED between blocks. */
 qie_status qie_vision_encode(qie_text_encoder *e, const qie_run *run, const qie_size_plan *sizes,
                              const float *patches, float *features, qie_error *err);
 
-/* Keys and values of the tokens that two prompts begin with (template and pictures), so that the second one computes
- * only what differs. */
+/* Keys and values of the tokens that two prompts begin with (template and pictures), so that the
+ * second one computes only what differs. */
 typedef struct qie_language_prefix {
-    int64_t n;    /* tokens; 0: nothing is kept */
-    bool filled;  /* false: the next encode stores them; true: it starts behind them */
+    int64_t n;   /* tokens; 0: nothing is kept */
+    bool filled; /* false: the next encode stores them; true: it starts behind them */
     qie_dtype act;
-    void *data;   /* [num_hidden_layers][k, v][n, n_kv_heads * head_dim], qie_language_prefix_bytes() of it */
+    void *data; /* [num_hidden_layers][k, v][n, n_kv_heads * head_dim], qie_language_prefix_bytes()
+                   of it */
 } qie_language_prefix;
 size_t qie_language_prefix_bytes(const qie_text_config *t, int64_t n, qie_dtype act);
 
-/* Language model: ids [n_ids], vision features for the tokens image_pad_id, in order; hidden_last [n_ids, hidden]
- * F32 after the final norm. The number of image_pad_id among ids must be n_features (checked: QIE_E_INTERNAL).
- * prefix (may be NULL): when filled, the first prefix->n rows of hidden_last must hold those of the encode that
- * filled it, with the same leading ids, and are left as they are. */
+/* Language model: ids [n_ids], vision features for the tokens image_pad_id, in order; hidden_last
+ * [n_ids, hidden] F32 after the final norm. The number of image_pad_id among ids must be n_features
+ * (checked: QIE_E_INTERNAL). prefix (may be NULL): when filled, the first prefix->n rows of
+ * hidden_last must hold those of the encode that filled it, with the same leading ids, and are left
+ * as they are. */
 qie_status qie_language_encode(qie_text_encoder *e, const qie_run *run, const qie_size_plan *sizes,
                                const int32_t *ids, int64_t n_ids, int32_t image_pad_id,
                                const float *features, int64_t n_features, qie_positions positions,
                                qie_language_prefix *prefix, float *hidden_last, qie_error *err);
 
-/* Order in which the vision tower works: for each group of merge x merge patches in the tower, its merged cell in
- * raster order (window_index), and the window boundaries in patches. index has n_vision_tokens entries, bounds
- * (out) at most n_vision_tokens + 1; returns the number of windows. Exposed for tests. */
+/* Order in which the vision tower works: for each group of merge x merge patches in the tower, its
+ * merged cell in raster order (window_index), and the window boundaries in patches. index has
+ * n_vision_tokens entries, bounds (out) at most n_vision_tokens + 1; returns the number of windows.
+ * Exposed for tests. */
 size_t qie_vision_windows(const qie_vision_config *v, const qie_size_plan *sizes, int32_t *index,
                           int64_t *bounds);
 

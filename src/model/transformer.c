@@ -9,7 +9,8 @@
 #include "base/error.h"
 #include "model/rope.h"
 
-#define EPS 1e-6f /* every norm of this transformer: fixed in diffusers' transformer_qwenimage.py */
+#define EPS 1e-6f /* every norm of this transformer: fixed in diffusers' transformer_qwenimage.py \
+                   */
 #define TIME_CHANNELS 256
 
 /* One of the two streams of a block. */
@@ -34,14 +35,15 @@ static qie_status bind_stream(const qie_weights *w, const qie_transformer_config
                               bool image, stream *s, qie_error *err) {
     static const char *const names[2][9] = {
         {"attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out", "txt_mod.1",
-         "txt_mlp.net.0.proj", "txt_mlp.net.2", "attn.norm_added_q.weight", "attn.norm_added_k.weight"},
+         "txt_mlp.net.0.proj", "txt_mlp.net.2", "attn.norm_added_q.weight",
+         "attn.norm_added_k.weight"},
         {"attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0", "img_mod.1", "img_mlp.net.0.proj",
          "img_mlp.net.2", "attn.norm_q.weight", "attn.norm_k.weight"}};
     int64_t d = c->inner_dim;
     struct {
         qie_linear *l;
         int64_t n, k;
-    } linears[7] = {{&s->q, d, d},       {&s->k, d, d},      {&s->v, d, d},     {&s->out, d, d},
+    } linears[7] = {{&s->q, d, d},       {&s->k, d, d},      {&s->v, d, d},       {&s->out, d, d},
                     {&s->mod, 6 * d, d}, {&s->up, 4 * d, d}, {&s->down, d, 4 * d}};
     char name[128];
     for (int i = 0; i < 9; i++) {
@@ -49,7 +51,8 @@ static qie_status bind_stream(const qie_weights *w, const qie_transformer_config
         if (i < 7)
             QIE_TRY(qie_bind_linear(w, name, linears[i].n, linears[i].k, true, linears[i].l, err));
         else
-            QIE_TRY(qie_bind_vec(w, name, c->attention_head_dim, i == 7 ? &s->norm_q : &s->norm_k, err));
+            QIE_TRY(qie_bind_vec(w, name, c->attention_head_dim, i == 7 ? &s->norm_q : &s->norm_k,
+                                 err));
     }
     return QIE_OK;
 }
@@ -69,10 +72,10 @@ qie_status qie_transformer_open(const qie_transformer_config *c, const qie_weigh
         st = qie_fail(err, QIE_E_NO_MEMORY, NULL, "out of memory");
         goto fail;
     }
-    QIE_TRY_GOTO(qie_bind_linear(w, "time_text_embed.timestep_embedder.linear_1", d, TIME_CHANNELS, true,
-                                 &t->time1, err));
-    QIE_TRY_GOTO(
-        qie_bind_linear(w, "time_text_embed.timestep_embedder.linear_2", d, d, true, &t->time2, err));
+    QIE_TRY_GOTO(qie_bind_linear(w, "time_text_embed.timestep_embedder.linear_1", d, TIME_CHANNELS,
+                                 true, &t->time1, err));
+    QIE_TRY_GOTO(qie_bind_linear(w, "time_text_embed.timestep_embedder.linear_2", d, d, true,
+                                 &t->time2, err));
     QIE_TRY_GOTO(qie_bind_linear(w, "img_in", d, c->in_channels, true, &t->img_in, err));
     QIE_TRY_GOTO(qie_bind_linear(w, "txt_in", d, c->joint_attention_dim, true, &t->txt_in, err));
     QIE_TRY_GOTO(qie_bind_linear(w, "norm_out.linear", 2 * d, d, true, &t->norm_out, err));
@@ -103,21 +106,22 @@ struct qie_denoiser {
     int n_passes, n_steps;
     bool prefetch, larger_than_memory;
     float *timesteps;
-    float *ref_in;    /* [n_reference, D]: references through img_in */
-    float *txt_in[2]; /* [n_text, D]: conditioning through txt_norm and txt_in */
+    float *ref_in;          /* [n_reference, D]: references through img_in */
+    float *txt_in[2];       /* [n_text, D]: conditioning through txt_norm and txt_in */
     float *cos[2], *sin[2]; /* [n_text + n_image, head_dim / 2] for each pass */
     /* modulation of steps mod_first .. mod_first + mod_count - 1, and of t = 0 behind them:
        per block [rows][6 D] for the image stream, then the text stream; norm_out [rows][2 D] */
     int mod_first, mod_count, mod_rows;
     float *mod, *mod_out, *temb;
     float *x_img, *x_txt; /* residual streams, F32 */
-    qie_mat h, q, k, v;   /* [max_text + n_image, D]: text rows first; h is also attention's output */
-    qie_mat hidden;       /* [max(n_image, max_text), 4 D] */
+    qie_mat h, q, k, v; /* [max_text + n_image, D]: text rows first; h is also attention's output */
+    qie_mat hidden;     /* [max(n_image, max_text), 4 D] */
 };
 
 _Static_assert(sizeof(struct qie_denoiser) <= QIE_PLAN_DENOISER_BYTES, "plan/memory.c books this");
 
-/* temb = linear_2(silu(linear_1([cos, sin](1000 t f)))) for each t, then silu: the only form that is used. */
+/* temb = linear_2(silu(linear_1([cos, sin](1000 t f)))) for each t, then silu: the only form that
+ * is used. */
 static void time_embedding(const qie_denoiser *d, const qie_run *run, const float *times, int n,
                            float *scratch) {
     const qie_transformer *t = d->t;
@@ -132,12 +136,13 @@ static void time_embedding(const qie_denoiser *d, const qie_run *run, const floa
         }
     qie_run_linear(run, qie_mat_make(e, QIE_F32, n, TIME_CHANNELS), &t->time1, QIE_ACT_SILU,
                    QIE_STORE_SET, qie_mat_make(hidden, QIE_F32, n, dim));
-    qie_run_linear(run, qie_mat_make(hidden, QIE_F32, n, dim), &t->time2, QIE_ACT_SILU, QIE_STORE_SET,
-                   qie_mat_make(d->temb, QIE_F32, n, dim));
+    qie_run_linear(run, qie_mat_make(hidden, QIE_F32, n, dim), &t->time2, QIE_ACT_SILU,
+                   QIE_STORE_SET, qie_mat_make(d->temb, QIE_F32, n, dim));
 }
 
-/* The weights of a block that runs next, but for its modulation, which was read before the loop. In the first
- * step they come from disk while the block before computes; a model larger than memory needs it in every one. */
+/* The weights of a block that runs next, but for its modulation, which was read before the loop. In
+ * the first step they come from disk while the block before computes; a model larger than memory
+ * needs it in every one. */
 static void prefetch_block(const qie_denoiser *d, int i_block) {
     if (i_block >= d->t->c.num_layers)
         return;
@@ -161,8 +166,8 @@ static qie_status modulate_steps(qie_denoiser *d, const qie_run *run, int first,
     int rows = n + 1;
     size_t mark = qie_arena_mark(run->arena);
     void *scratch;
-    QIE_TRY(qie_run_alloc(run, sizeof(float) * (size_t)rows * (size_t)(TIME_CHANNELS + dim), &scratch,
-                          err));
+    QIE_TRY(qie_run_alloc(run, sizeof(float) * (size_t)rows * (size_t)(TIME_CHANNELS + dim),
+                          &scratch, err));
     time_embedding(d, run, times, rows, scratch);
     qie_arena_release(run->arena, mark);
     qie_mat temb = qie_mat_make(d->temb, QIE_F32, rows, dim);
@@ -223,7 +228,8 @@ static qie_status embed_inputs(qie_denoiser *d, const qie_run *run, const qie_de
     const qie_transformer *t = d->t;
     int64_t dim = t->c.inner_dim, joint = t->c.joint_attention_dim;
     int64_t n_ref = d->n_image - d->n_target;
-    qie_mat refs = qie_mat_make((void *)(uintptr_t)in->image_latents, QIE_F32, n_ref, t->c.in_channels);
+    qie_mat refs =
+        qie_mat_make((void *)(uintptr_t)in->image_latents, QIE_F32, n_ref, t->c.in_channels);
     qie_run_linear(run, refs, &t->img_in, QIE_ACT_NONE, QIE_STORE_SET,
                    qie_mat_make(d->ref_in, QIE_F32, n_ref, dim));
     int64_t half = t->c.attention_head_dim / 2;
@@ -250,8 +256,8 @@ static qie_status embed_inputs(qie_denoiser *d, const qie_run *run, const qie_de
     return QIE_OK;
 }
 
-qie_status qie_denoiser_create(qie_transformer *t, const qie_run *run, const qie_denoiser_inputs *in,
-                               qie_denoiser **out, qie_error *err) {
+qie_status qie_denoiser_create(qie_transformer *t, const qie_run *run,
+                               const qie_denoiser_inputs *in, qie_denoiser **out, qie_error *err) {
     *out = NULL;
     void *p;
     QIE_TRY(qie_run_alloc(run, sizeof(qie_denoiser), &p, err));
@@ -291,14 +297,18 @@ static modulation modulation_of(const qie_denoiser *d, int i_block, bool text, i
 
 static void norm_modulate(const qie_run *run, qie_mat x, const float *shift0, const float *scale0,
                           const float *shift1, const float *scale1, int64_t split, qie_mat dst) {
-    qie_layer_norm_args a = {.x = x, .scale = {scale0, scale1}, .shift = {shift0, shift1},
-                             .split = split, .eps = EPS, .dst = dst};
+    qie_layer_norm_args a = {.x = x,
+                             .scale = {scale0, scale1},
+                             .shift = {shift0, shift1},
+                             .split = split,
+                             .eps = EPS,
+                             .dst = dst};
     run->compute->ops.layer_norm(run->compute, &a);
 }
 
 /* q, k, v rows of one stream from its normed rows, QK norm and rotation included. */
-static void project_qkv(const qie_denoiser *d, const qie_run *run, const stream *s, int64_t from, int64_t n,
-                        int64_t n_query, const float *cos, const float *sin) {
+static void project_qkv(const qie_denoiser *d, const qie_run *run, const stream *s, int64_t from,
+                        int64_t n, int64_t n_query, const float *cos, const float *sin) {
     const qie_transformer_config *c = &d->t->c;
     int64_t half = c->attention_head_dim / 2;
     qie_mat x = qie_mat_rows(d->h, from, n);
@@ -307,8 +317,11 @@ static void project_qkv(const qie_denoiser *d, const qie_run *run, const stream 
         qie_run_linear(run, qie_mat_rows(x, 0, n_query), &s->q, QIE_ACT_NONE, QIE_STORE_SET, q);
     qie_run_linear(run, x, &s->k, QIE_ACT_NONE, QIE_STORE_SET, k);
     qie_run_linear(run, x, &s->v, QIE_ACT_NONE, QIE_STORE_SET, qie_mat_rows(d->v, from, n));
-    qie_qk_norm_rope_args a = {.n_heads = c->num_attention_heads, .head_dim = c->attention_head_dim,
-                               .eps = EPS, .cos = cos + from * half, .sin = sin + from * half,
+    qie_qk_norm_rope_args a = {.n_heads = c->num_attention_heads,
+                               .head_dim = c->attention_head_dim,
+                               .eps = EPS,
+                               .cos = cos + from * half,
+                               .sin = sin + from * half,
                                .interleaved = true};
     a.x = q;
     a.norm = s->norm_q;
@@ -327,15 +340,16 @@ static void feed_forward(const qie_denoiser *d, const qie_run *run, const stream
     qie_run_linear_gated(run, up, &s->down, m0->gate2, m1->gate2, split, x);
 }
 
-/* One block. `last`: only target rows of the image stream matter from here on, so queries and the second half are
- * computed for them alone. */
+/* One block. `last`: only target rows of the image stream matter from here on, so queries and the
+ * second half are computed for them alone. */
 static void run_block(const qie_denoiser *d, const qie_run *run, int i_block, int row, int pass,
                       bool last) {
     const qie_transformer_config *c = &d->t->c;
     const block *b = &d->t->blocks[i_block];
     int64_t n_text = d->n_text[pass], n = n_text + d->n_image;
     int64_t img_rows = last ? d->n_target : d->n_image, txt_rows = last ? 0 : n_text;
-    modulation mi = modulation_of(d, i_block, false, row), mt = modulation_of(d, i_block, true, row);
+    modulation mi = modulation_of(d, i_block, false, row),
+               mt = modulation_of(d, i_block, true, row);
     modulation mr = c->zero_cond_t ? modulation_of(d, i_block, false, d->mod_count) : mi;
     qie_mat xi = qie_mat_make(d->x_img, QIE_F32, d->n_image, c->inner_dim);
     qie_mat xt = qie_mat_make(d->x_txt, QIE_F32, n_text, c->inner_dim);
@@ -359,8 +373,8 @@ static void run_block(const qie_denoiser *d, const qie_run *run, int i_block, in
     qie_run_linear_gated(run, qie_mat_rows(d->h, n_text, img_rows), &b->img.out, mi.gate1, mr.gate1,
                          d->n_target, xi);
     if (!last)
-        qie_run_linear_gated(run, qie_mat_rows(d->h, 0, n_text), &b->txt.out, mt.gate1, mt.gate1, n_text,
-                             xt);
+        qie_run_linear_gated(run, qie_mat_rows(d->h, 0, n_text), &b->txt.out, mt.gate1, mt.gate1,
+                             n_text, xt);
     feed_forward(d, run, &b->img, xi, &mi, &mr, d->n_target);
     if (!last)
         feed_forward(d, run, &b->txt, xt, &mt, &mt, n_text);
@@ -397,7 +411,8 @@ qie_status qie_denoiser_forward(qie_denoiser *d, const qie_run *run, int i_step,
     memcpy(d->x_img + d->n_target * dim, d->ref_in,
            sizeof(float) * (size_t)((d->n_image - d->n_target) * dim));
     memcpy(d->x_txt, d->txt_in[i_pass], sizeof(float) * (size_t)(d->n_text[i_pass] * dim));
-    bool observing = run->observer && i_step == 0 && i_pass == 0, whole = observing && wants_last(d, run);
+    bool observing = run->observer && i_step == 0 && i_pass == 0,
+         whole = observing && wants_last(d, run);
     for (int b = 0; b < t->c.num_layers; b++) {
         QIE_TRY(qie_run_check(run, err));
         if (d->prefetch)
@@ -408,7 +423,8 @@ qie_status qie_denoiser_forward(qie_denoiser *d, const qie_run *run, int i_step,
     }
     d->prefetch = d->larger_than_memory;
     const float *m = d->mod_out + (int64_t)row * 2 * dim; /* scale, then shift: unlike the blocks */
-    /* the output layer in f32: 64 columns; d->hidden is free and large enough (4 D of at least 2 bytes) */
+    /* the output layer in f32: 64 columns; d->hidden is free and large enough (4 D of at least 2
+     * bytes) */
     qie_mat normed = qie_mat_make(d->hidden.data, QIE_F32, d->n_target, dim);
     norm_modulate(run, qie_mat_make(d->x_img, QIE_F32, d->n_target, dim), m + dim, m, m + dim, m,
                   d->n_target, normed);

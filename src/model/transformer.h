@@ -1,8 +1,9 @@
 /* QwenImageTransformer2DModel: the double-stream diffusion transformer that predicts the velocity.
  *
- * What does not change between steps is computed once per edit (references and conditioning through their input
- * layers, rope tables), what depends on the timestep alone once per group of steps (modulation: a third of all
- * weights). A forward is then only the blocks. Nothing is allocated in it. */
+ * What does not change between steps is computed once per edit (references and conditioning through
+ * their input layers, rope tables), what depends on the timestep alone once per group of steps
+ * (modulation: a third of all weights). A forward is then only the blocks. Nothing is allocated in
+ * it. */
 #ifndef QIE_MODEL_TRANSFORMER_H
 #define QIE_MODEL_TRANSFORMER_H
 
@@ -32,17 +33,18 @@ typedef struct qie_denoiser_inputs {
 } qie_denoiser_inputs;
 
 /* Allocate and precompute. Inputs need not outlive the call. */
-qie_status qie_denoiser_create(qie_transformer *t, const qie_run *run, const qie_denoiser_inputs *in,
-                               qie_denoiser **out, qie_error *err);
-/* Velocity of step i_step for pass i_pass: latents [n_target, in_channels] -> velocity, same shape, F32.
- * Errors: QIE_E_CANCELLED between blocks. */
+qie_status qie_denoiser_create(qie_transformer *t, const qie_run *run,
+                               const qie_denoiser_inputs *in, qie_denoiser **out, qie_error *err);
+/* Velocity of step i_step for pass i_pass: latents [n_target, in_channels] -> velocity, same shape,
+ * F32. Errors: QIE_E_CANCELLED between blocks. */
 qie_status qie_denoiser_forward(qie_denoiser *d, const qie_run *run, int i_step, int i_pass,
                                 const float *latents, float *velocity, qie_error *err);
 
 /* Steps whose modulation is kept at once: bounds the table for any number of steps. */
 #define QIE_MODULATION_STEPS QIE_PLAN_MODULATION_STEPS
 
-/* Time of one block of this size, in seconds: the probe behind an estimate. Needs the same memory as an edit. */
+/* Time of one block of this size, in seconds: the probe behind an estimate. Needs the same memory
+ * as an edit. */
 qie_status qie_denoiser_probe(qie_denoiser *d, const qie_run *run, double *seconds_per_block,
                               qie_error *err);
 

@@ -68,7 +68,8 @@ static qie_status bind_resnet(const qie_weights *w, const char *p, int in, int o
     return QIE_OK;
 }
 
-static qie_status bind_mid(const qie_weights *w, const char *who, int c, mid_block *m, qie_error *err) {
+static qie_status bind_mid(const qie_weights *w, const char *who, int c, mid_block *m,
+                           qie_error *err) {
     char n[160];
     for (int i = 0; i < 2; i++) {
         snprintf(n, sizeof n, "%s.mid_block.resnets.%d", who, i);
@@ -129,7 +130,8 @@ static qie_status bind_decoder(qie_vae *v, const qie_weights *w, qie_error *err)
     return bind_conv(w, "decoder.conv_out", 3, in, 3, 3, false, &s->out, err);
 }
 
-qie_status qie_vae_open(const qie_vae_config *c, const qie_weights *w, qie_vae **out, qie_error *err) {
+qie_status qie_vae_open(const qie_vae_config *c, const qie_weights *w, qie_vae **out,
+                        qie_error *err) {
     *out = NULL;
     qie_status st = QIE_OK;
     qie_vae *v = calloc(1, sizeof *v);
@@ -166,7 +168,8 @@ void qie_vae_close(qie_vae *v) {
     free(v);
 }
 
-/* Three buffers, each as large as the largest map of the side: the current map `x` and two to work in. */
+/* Three buffers, each as large as the largest map of the side: the current map `x` and two to work
+ * in. */
 typedef struct maps {
     const qie_run *run;
     void *x, *a, *b;
@@ -179,8 +182,13 @@ static qie_fmap map_of(const maps *m, void *data, int h, int w, int c) {
 
 static void run_conv(const qie_run *run, qie_fmap x, const conv *c, int stride, bool upsample,
                      qie_fmap residual, qie_fmap dst) {
-    qie_conv2d_args a = {.x = x, .w = c->w, .bias = c->b, .stride = stride, .upsample = upsample,
-                         .residual = residual, .dst = dst};
+    qie_conv2d_args a = {.x = x,
+                         .w = c->w,
+                         .bias = c->b,
+                         .stride = stride,
+                         .upsample = upsample,
+                         .residual = residual,
+                         .dst = dst};
     run->compute->ops.conv2d(run->compute, &a);
 }
 
@@ -190,7 +198,8 @@ static qie_status run_resnet(maps *m, const resnet *r, int h, int w, qie_error *
     const qie_run *run = m->run;
     QIE_TRY(qie_run_check(run, err));
     int in = r->conv1.w.in, out = r->conv1.w.out;
-    qie_fmap x = map_of(m, m->x, h, w, in), a = map_of(m, m->a, h, w, in), b = map_of(m, m->b, h, w, out);
+    qie_fmap x = map_of(m, m->x, h, w, in), a = map_of(m, m->a, h, w, in),
+             b = map_of(m, m->b, h, w, out);
     run->compute->ops.channel_norm(run->compute, x, r->norm1, true, a);
     run_conv(run, a, &r->conv1, 1, false, NO_MAP, b);
     run->compute->ops.channel_norm(run->compute, b, r->norm2, true, b);
@@ -225,7 +234,8 @@ static qie_status run_mid(maps *m, const mid_block *mid, int h, int w, qie_error
     size_t mark = qie_arena_mark(run->arena);
     qie_mat qkv;
     QIE_TRY(qie_run_mat(run, run->act, n, 3ll * c, &qkv, err));
-    qie_fmap x = map_of(m, m->x, h, w, c), a = map_of(m, m->a, h, w, c), b = map_of(m, m->b, h, w, c);
+    qie_fmap x = map_of(m, m->x, h, w, c), a = map_of(m, m->a, h, w, c),
+             b = map_of(m, m->b, h, w, c);
     run->compute->ops.channel_norm(run->compute, x, mid->norm, false, a);
     qie_run_linear(run, qie_fmap_as_mat(a), &mid->to_qkv, QIE_ACT_NONE, QIE_STORE_SET, qkv);
     qie_mat part[3];
@@ -234,10 +244,17 @@ static qie_status run_mid(maps *m, const mid_block *mid, int h, int w, qie_error
         part[i].cols = c;
         part[i].data = (unsigned char *)qkv.data + (size_t)(i * c) * qie_dtype_size(qkv.dtype);
     }
-    qie_attention_args at = {.q = part[0], .k = part[1], .v = part[2], .n_heads = 1, .n_kv_heads = 1,
-                             .head_dim = c, .scale = 1.0f / sqrtf((float)c), .dst = qie_fmap_as_mat(b)};
+    qie_attention_args at = {.q = part[0],
+                             .k = part[1],
+                             .v = part[2],
+                             .n_heads = 1,
+                             .n_kv_heads = 1,
+                             .head_dim = c,
+                             .scale = 1.0f / sqrtf((float)c),
+                             .dst = qie_fmap_as_mat(b)};
     run->compute->ops.attention(run->compute, &at);
-    qie_run_linear(run, qie_fmap_as_mat(b), &mid->proj, QIE_ACT_NONE, QIE_STORE_ADD, qie_fmap_as_mat(x));
+    qie_run_linear(run, qie_fmap_as_mat(b), &mid->proj, QIE_ACT_NONE, QIE_STORE_ADD,
+                   qie_fmap_as_mat(x));
     qie_arena_release(run->arena, mark);
     return run_resnet(m, &mid->res[1], h, w, err);
 }
@@ -246,8 +263,10 @@ static qie_status run_mid(maps *m, const mid_block *mid, int h, int w, qie_error
 static size_t largest_map(const qie_vae_config *c, int ph, int pw) {
     size_t max = 0;
     for (int l = 0; l < c->n_levels; l++) {
-        /* what a level holds: its own channels, and on the way up those of the level below, halved */
-        int ch = qie_vae_channels(c, l), below = l + 1 < c->n_levels ? qie_vae_channels(c, l + 1) / 2 : 0;
+        /* what a level holds: its own channels, and on the way up those of the level below, halved
+         */
+        int ch = qie_vae_channels(c, l),
+            below = l + 1 < c->n_levels ? qie_vae_channels(c, l + 1) / 2 : 0;
         int above = l > 0 ? qie_vae_channels(c, l - 1) : c->base_dim;
         int most = ch > below ? ch : below;
         most = most > above ? most : above;
@@ -267,8 +286,8 @@ static qie_status take_maps(const qie_vae *v, const qie_run *run, int ph, int pw
 }
 
 /* pixels [h, w, 3] (row stride in floats) -> moments [h/8, w/8, 2 z] */
-static qie_status encode_whole(qie_vae *v, const qie_run *run, const float *pixels, int64_t stride, int h,
-                               int w, float *moments, qie_error *err) {
+static qie_status encode_whole(qie_vae *v, const qie_run *run, const float *pixels, int64_t stride,
+                               int h, int w, float *moments, qie_error *err) {
     const side *s = &v->enc;
     size_t mark = qie_arena_mark(run->arena);
     maps m;
@@ -277,7 +296,8 @@ static qie_status encode_whole(qie_vae *v, const qie_run *run, const float *pixe
     int lh = h / v->c.scale_factor, lw = w / v->c.scale_factor, z2 = 2 * v->c.z_dim;
     QIE_TRY(qie_run_alloc(run, sizeof(float) * (size_t)lh * (size_t)lw * (size_t)z2, &p, err));
     qie_fmap raw = {p, QIE_F32, lh, lw, z2};
-    /* The picture in f32, as it comes: the first layer has 3 channels. m.a holds it when it is a window. */
+    /* The picture in f32, as it comes: the first layer has 3 channels. m.a holds it when it is a
+     * window. */
     qie_fmap px = {(void *)(uintptr_t)pixels, QIE_F32, h, w, 3};
     if (stride != 3ll * w) {
         QIE_TRY(qie_run_alloc(run, sizeof(float) * 3 * (size_t)h * (size_t)w, &p, err));
@@ -303,8 +323,8 @@ static qie_status encode_whole(qie_vae *v, const qie_run *run, const float *pixe
 }
 
 /* latents [h, w, z] (row stride in floats) -> pixels [8h, 8w, 3], not clamped */
-static qie_status decode_whole(qie_vae *v, const qie_run *run, const float *latents, int64_t stride, int h,
-                               int w, float *pixels, qie_error *err) {
+static qie_status decode_whole(qie_vae *v, const qie_run *run, const float *latents, int64_t stride,
+                               int h, int w, float *pixels, qie_error *err) {
     const side *s = &v->dec;
     size_t mark = qie_arena_mark(run->arena);
     maps m;
@@ -334,16 +354,17 @@ static qie_status decode_whole(qie_vae *v, const qie_run *run, const float *late
     return QIE_OK;
 }
 
-/* ---- tiling, as diffusers' tiled_encode and tiled_decode: each tile on its own, then blended with the tile
- * above and the tile to the left, which are already blended themselves. All lengths in output units. */
+/* ---- tiling, as diffusers' tiled_encode and tiled_decode: each tile on its own, then blended with
+ * the tile above and the tile to the left, which are already blended themselves. All lengths in
+ * output units. */
 typedef struct tiling {
-    int tile, step;     /* in output units: side of a tile, distance between tiles */
+    int tile, step; /* in output units: side of a tile, distance between tiles */
     int channels;
     int out_h, out_w;
 } tiling;
 
-static void blend_down(const float *above, int above_h, int above_w, float *tile, int h, int w, int extent,
-                       int c) {
+static void blend_down(const float *above, int above_h, int above_w, float *tile, int h, int w,
+                       int extent, int c) {
     int n = above_h < h ? above_h : h;
     n = extent < n ? extent : n;
     for (int y = 0; y < n; y++)
@@ -354,8 +375,8 @@ static void blend_down(const float *above, int above_h, int above_w, float *tile
             }
 }
 
-static void blend_right(const float *left, int left_h, int left_w, float *tile, int h, int w, int extent,
-                        int c) {
+static void blend_right(const float *left, int left_h, int left_w, float *tile, int h, int w,
+                        int extent, int c) {
     int n = left_w < w ? left_w : w;
     n = extent < n ? extent : n;
     for (int y = 0; y < h && y < left_h; y++)
@@ -373,12 +394,14 @@ typedef struct tile_row {
 } tile_row;
 
 /* Compute tile (ty, tx) of the source into out; gives its size. */
-typedef qie_status (*tile_fn)(void *arg, int ty, int tx, float *out, int *h, int *w, qie_error *err);
+typedef qie_status (*tile_fn)(void *arg, int ty, int tx, float *out, int *h, int *w,
+                              qie_error *err);
 
 static qie_status run_tiles(const qie_run *run, const tiling *t, tile_fn fn, void *arg, float *dst,
                             qie_error *err) {
     int ny = (t->out_h + t->step - 1) / t->step, nx = (t->out_w + t->step - 1) / t->step;
-    size_t one = (size_t)t->tile * (size_t)t->tile * (size_t)t->channels, mark = qie_arena_mark(run->arena);
+    size_t one = (size_t)t->tile * (size_t)t->tile * (size_t)t->channels,
+           mark = qie_arena_mark(run->arena);
     tile_row rows[2];
     for (int i = 0; i < 2; i++) {
         void *p;
@@ -392,17 +415,17 @@ static qie_status run_tiles(const qie_run *run, const tiling *t, tile_fn fn, voi
     for (int ty = 0; ty < ny; ty++) {
         tile_row *now = &rows[ty & 1], *above = &rows[~ty & 1];
         for (int tx = 0; tx < nx; tx++)
-            QIE_TRY(fn(arg, ty * t->step, tx * t->step, now->tiles + one * (size_t)tx, &now->h, &now->w[tx],
-                       err));
+            QIE_TRY(fn(arg, ty * t->step, tx * t->step, now->tiles + one * (size_t)tx, &now->h,
+                       &now->w[tx], err));
         for (int tx = 0; tx < nx; tx++) {
             float *tile = now->tiles + one * (size_t)tx;
             int h = now->h, w = now->w[tx];
             if (ty)
-                blend_down(above->tiles + one * (size_t)tx, above->h, above->w[tx], tile, h, w, extent,
-                           t->channels);
+                blend_down(above->tiles + one * (size_t)tx, above->h, above->w[tx], tile, h, w,
+                           extent, t->channels);
             if (tx)
-                blend_right(now->tiles + one * (size_t)(tx - 1), h, now->w[tx - 1], tile, h, w, extent,
-                            t->channels);
+                blend_right(now->tiles + one * (size_t)(tx - 1), h, now->w[tx - 1], tile, h, w,
+                            extent, t->channels);
             for (int y = 0; y < h && y < t->step && ty * t->step + y < t->out_h; y++) {
                 int n = w < t->step ? w : t->step;
                 if (tx * t->step + n > t->out_w)
@@ -424,17 +447,20 @@ typedef struct tile_job {
     int h, w; /* of the source, in its own units */
 } tile_job;
 
-static qie_status encode_tile(void *arg, int ty, int tx, float *out, int *h, int *w, qie_error *err) {
+static qie_status encode_tile(void *arg, int ty, int tx, float *out, int *h, int *w,
+                              qie_error *err) {
     const tile_job *j = arg;
     int f = j->v->c.scale_factor, y = ty * f, x = tx * f;
     int th = j->h - y < QIE_VAE_TILE_PX ? j->h - y : QIE_VAE_TILE_PX;
     int tw = j->w - x < QIE_VAE_TILE_PX ? j->w - x : QIE_VAE_TILE_PX;
     *h = th / f;
     *w = tw / f;
-    return encode_whole(j->v, j->run, j->src + ((int64_t)y * j->w + x) * 3, 3ll * j->w, th, tw, out, err);
+    return encode_whole(j->v, j->run, j->src + ((int64_t)y * j->w + x) * 3, 3ll * j->w, th, tw, out,
+                        err);
 }
 
-static qie_status decode_tile(void *arg, int ty, int tx, float *out, int *h, int *w, qie_error *err) {
+static qie_status decode_tile(void *arg, int ty, int tx, float *out, int *h, int *w,
+                              qie_error *err) {
     const tile_job *j = arg;
     int f = j->v->c.scale_factor, y = ty / f, x = tx / f, n = QIE_VAE_TILE_PX / f;
     int th = j->h - y < n ? j->h - y : n, tw = j->w - x < n ? j->w - x : n;
@@ -444,8 +470,8 @@ static qie_status decode_tile(void *arg, int ty, int tx, float *out, int *h, int
                         (int64_t)j->w * j->v->c.z_dim, th, tw, out, err);
 }
 
-qie_status qie_vae_encode(qie_vae *v, const qie_run *run, const float *pixels, int h, int w, bool tiled,
-                          float *mean, qie_error *err) {
+qie_status qie_vae_encode(qie_vae *v, const qie_run *run, const float *pixels, int h, int w,
+                          bool tiled, float *mean, qie_error *err) {
     int f = v->c.scale_factor, z = v->c.z_dim, lh = h / f, lw = w / f;
     size_t mark = qie_arena_mark(run->arena);
     void *p;
@@ -463,8 +489,8 @@ qie_status qie_vae_encode(qie_vae *v, const qie_run *run, const float *pixels, i
     return QIE_OK;
 }
 
-qie_status qie_vae_decode(qie_vae *v, const qie_run *run, const float *latents, int h, int w, bool tiled,
-                          float *pixels, qie_error *err) {
+qie_status qie_vae_decode(qie_vae *v, const qie_run *run, const float *latents, int h, int w,
+                          bool tiled, float *pixels, qie_error *err) {
     int f = v->c.scale_factor;
     if (tiled && (h > QIE_VAE_TILE_PX / f || w > QIE_VAE_TILE_PX / f)) {
         tile_job j = {v, run, latents, h, w};

@@ -1,4 +1,5 @@
-/* The vision tower: windowed attention over patches, then the merger to the language model's width. */
+/* The vision tower: windowed attention over patches, then the merger to the language model's width.
+ */
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
@@ -16,7 +17,8 @@ qie_status qie_vision_bind(const qie_vision_config *v, const qie_weights *w, qie
     QIE_TRY(qie_bind_linear(w, "visual.patch_embed.proj", h, patch, false, &out->patch_embed, err));
     QIE_TRY(qie_bind_vec(w, "visual.merger.ln_q.weight", h, &out->ln_q, err));
     QIE_TRY(qie_bind_linear(w, "visual.merger.mlp.0", m, m, true, &out->merge0, err));
-    QIE_TRY(qie_bind_linear(w, "visual.merger.mlp.2", v->out_hidden_size, m, true, &out->merge2, err));
+    QIE_TRY(
+        qie_bind_linear(w, "visual.merger.mlp.2", v->out_hidden_size, m, true, &out->merge2, err));
     for (int b = 0; b < v->depth; b++) {
         qie_vision_block *k = &out->blocks[b];
         char n[96];
@@ -25,9 +27,12 @@ qie_status qie_vision_bind(const qie_vision_config *v, const qie_weights *w, qie
         QIE_TRY(qie_bind_vec(w, NAME("norm2.weight"), h, &k->norm2, err));
         QIE_TRY(qie_bind_linear(w, NAME("attn.qkv"), 3 * h, h, true, &k->qkv, err));
         QIE_TRY(qie_bind_linear(w, NAME("attn.proj"), h, h, true, &k->proj, err));
-        QIE_TRY(qie_bind_linear(w, NAME("mlp.gate_proj"), v->intermediate_size, h, true, &k->gate, err));
-        QIE_TRY(qie_bind_linear(w, NAME("mlp.up_proj"), v->intermediate_size, h, true, &k->up, err));
-        QIE_TRY(qie_bind_linear(w, NAME("mlp.down_proj"), h, v->intermediate_size, true, &k->down, err));
+        QIE_TRY(qie_bind_linear(w, NAME("mlp.gate_proj"), v->intermediate_size, h, true, &k->gate,
+                                err));
+        QIE_TRY(
+            qie_bind_linear(w, NAME("mlp.up_proj"), v->intermediate_size, h, true, &k->up, err));
+        QIE_TRY(qie_bind_linear(w, NAME("mlp.down_proj"), h, v->intermediate_size, true, &k->down,
+                                err));
 #undef NAME
     }
     return QIE_OK;
@@ -56,8 +61,8 @@ size_t qie_vision_windows(const qie_vision_config *v, const qie_size_plan *sizes
 }
 
 /* (row, col) of each patch of the tower's order. */
-static void patch_positions(const qie_vision_config *v, const qie_size_plan *sizes, const int32_t *index,
-                            int32_t *rows_cols) {
+static void patch_positions(const qie_vision_config *v, const qie_size_plan *sizes,
+                            const int32_t *index, int32_t *rows_cols) {
     int merge = v->spatial_merge_size, unit = merge * merge;
     int64_t base = 0, at = 0;
     for (int i = 0; i < sizes->n_images; i++) {
@@ -84,18 +89,24 @@ static void vision_block(const qie_vision_config *v, const qie_run *run, const q
     for (int i = 0; i < 3; i++) {
         part[i] = qkv;
         part[i].cols = v->hidden_size;
-        part[i].data =
-            (unsigned char *)qkv.data + (size_t)i * (size_t)v->hidden_size * qie_dtype_size(qkv.dtype);
+        part[i].data = (unsigned char *)qkv.data +
+                       (size_t)i * (size_t)v->hidden_size * qie_dtype_size(qkv.dtype);
     }
     for (int i = 0; i < 2; i++) {
-        qie_qk_norm_rope_args r = {.x = part[i], .n_heads = heads, .head_dim = head_dim, .cos = cos,
-                                   .sin = sin};
+        qie_qk_norm_rope_args r = {
+            .x = part[i], .n_heads = heads, .head_dim = head_dim, .cos = cos, .sin = sin};
         ops->qk_norm_rope(run->compute, &r);
     }
-    qie_attention_args a = {.q = part[0], .k = part[1], .v = part[2], .n_heads = heads,
-                            .n_kv_heads = heads, .head_dim = head_dim,
+    qie_attention_args a = {.q = part[0],
+                            .k = part[1],
+                            .v = part[2],
+                            .n_heads = heads,
+                            .n_kv_heads = heads,
+                            .head_dim = head_dim,
                             .scale = 1.0f / sqrtf((float)head_dim),
-                            .segments = bounds, .n_segments = n_bounds, .dst = h};
+                            .segments = bounds,
+                            .n_segments = n_bounds,
+                            .dst = h};
     ops->attention(run->compute, &a);
     qie_run_linear(run, h, &b->proj, QIE_ACT_NONE, QIE_STORE_ADD, x);
     ops->rms_norm(run->compute, x, b->norm2, VISION_EPS, h);
@@ -118,11 +129,11 @@ static qie_status allocate(const qie_vision_config *v, const qie_run *run, const
     int64_t unit = (int64_t)v->spatial_merge_size * v->spatial_merge_size;
     int64_t patch = 3ll * v->temporal_patch_size * v->patch_size * v->patch_size;
     size_t half = (size_t)(h / v->num_heads / 2);
-#define GET(field, bytes)                                                                          \
-    do {                                                                                           \
-        void *mem;                                                                                 \
-        QIE_TRY(qie_run_alloc(run, (bytes), &mem, err));                                           \
-        b->field = mem;                                                                            \
+#define GET(field, bytes)                                \
+    do {                                                 \
+        void *mem;                                       \
+        QIE_TRY(qie_run_alloc(run, (bytes), &mem, err)); \
+        b->field = mem;                                  \
     } while (0)
     GET(index, sizeof(int32_t) * (size_t)t);
     GET(rows_cols, sizeof(int32_t) * (size_t)p * 2);
@@ -169,7 +180,8 @@ qie_status qie_vision_encode(qie_text_encoder *e, const qie_run *run, const qie_
                      full ? b.whole : b.bounds, full ? (size_t)sizes->n_images : b.n_windows);
     }
     run->compute->ops.rms_norm(run->compute, b.x, w->ln_q, VISION_EPS, b.h);
-    qie_mat grouped = qie_mat_make(b.h.data, b.h.dtype, sizes->n_vision_tokens, unit * v->hidden_size);
+    qie_mat grouped =
+        qie_mat_make(b.h.data, b.h.dtype, sizes->n_vision_tokens, unit * v->hidden_size);
     qie_run_linear(run, grouped, &w->merge0, QIE_ACT_GELU_ERF, QIE_STORE_SET, b.wide);
     int64_t out = v->out_hidden_size;
     qie_run_linear(run, b.wide, &w->merge2, QIE_ACT_NONE, QIE_STORE_SET,

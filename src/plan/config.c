@@ -18,8 +18,8 @@ static qie_status parse(qie_files *files, const char *name, qie_json **out, qie_
     size_t n;
     *out = NULL;
     QIE_TRY(qie_files_get(files, name, &data, &n, err));
-    QIE_FAIL_IF(n > MAX_CONFIG_BYTES, QIE_E_CORRUPT, err, name, "'%s' has %zu bytes: no config is that large",
-                name, n);
+    QIE_FAIL_IF(n > MAX_CONFIG_BYTES, QIE_E_CORRUPT, err, name,
+                "'%s' has %zu bytes: no config is that large", name, n);
     qie_status st = qie_json_parse((const char *)data, n, name, out, err);
     if (st == QIE_OK && !qie_json_is_object(*out)) {
         qie_json_free(*out);
@@ -131,9 +131,10 @@ static int ints(reader *r, const char *key, int max_n, int64_t min, int64_t max,
     }
     for (size_t i = 0; i < n; i++) {
         double d = qie_json_number(qie_json_at(m, i));
-        if (!qie_json_is_number(qie_json_at(m, i)) || d != floor(d) || d < (double)min || d > (double)max) {
-            corrupt(r, "'%s' holds something else than integers within %lld..%lld", key, (long long)min,
-                    (long long)max);
+        if (!qie_json_is_number(qie_json_at(m, i)) || d != floor(d) || d < (double)min ||
+            d > (double)max) {
+            corrupt(r, "'%s' holds something else than integers within %lld..%lld", key,
+                    (long long)min, (long long)max);
             return -1;
         }
         out[i] = (int)d;
@@ -215,7 +216,8 @@ static void read_vision(reader *r, qie_vision_config *v) {
     v->spatial_merge_size = dim(r, "spatial_merge_size", 2, 8);
     v->window_size = dim(r, "window_size", 112, 4096);
     static const int released[4] = {7, 15, 23, 31};
-    int n = ints(r, "fullatt_block_indexes", QIE_MAX_FULLATT, 0, MAX_LAYERS, v->fullatt_block_indexes);
+    int n =
+        ints(r, "fullatt_block_indexes", QIE_MAX_FULLATT, 0, MAX_LAYERS, v->fullatt_block_indexes);
     v->n_fullatt = n;
     if (n < 0) {
         memcpy(v->fullatt_block_indexes, released, sizeof released);
@@ -246,7 +248,8 @@ static void read_text(reader *r, qie_text_config *t) {
     t->rope_theta = real(r, "rope_theta", 1e6, 1, 1e12);
     if (r->st != QIE_OK)
         return;
-    if (t->hidden_size % t->num_attention_heads || t->num_attention_heads % t->num_key_value_heads ||
+    if (t->hidden_size % t->num_attention_heads ||
+        t->num_attention_heads % t->num_key_value_heads ||
         t->hidden_size / t->num_attention_heads % 2)
         corrupt(r, "%d hidden units, %d heads and %d key/value heads do not divide", t->hidden_size,
                 t->num_attention_heads, t->num_key_value_heads);
@@ -294,7 +297,8 @@ static void read_text_encoder(reader *r, qie_text_config *t, qie_vision_config *
         return;
     }
     t->image_token_id = (int)num(r, "image_token_id", 151655, 0, MAX_VOCAB);
-    reader rt = {nested && qie_json_is_object(nested) ? nested : r->obj, r->obj, r->file, r->err, r->st};
+    reader rt = {nested && qie_json_is_object(nested) ? nested : r->obj, r->obj, r->file, r->err,
+                 r->st};
     read_text(&rt, t);
     reader rv = {vision, NULL, r->file, r->err, rt.st};
     read_vision(&rv, v);
@@ -322,7 +326,8 @@ static void read_vae(reader *r, qie_vae_config *c) {
         corrupt(r, "'dim_mult' needs at least two entries");
     c->scale_factor = 1 << (c->n_levels - 1);
     const qie_json *temporal = member(r, "temperal_downsample");
-    if (temporal && (!qie_json_is_array(temporal) || qie_json_size(temporal) != (size_t)(c->n_levels - 1)))
+    if (temporal &&
+        (!qie_json_is_array(temporal) || qie_json_size(temporal) != (size_t)(c->n_levels - 1)))
         corrupt(r, "'temperal_downsample' must have %d entries, one fewer than 'dim_mult'",
                 c->n_levels - 1);
     const qie_json *scales = member(r, "attn_scales");
@@ -330,8 +335,8 @@ static void read_vae(reader *r, qie_vae_config *c) {
         unsupported(r, "'attn_scales' is not empty");
     if (num(r, "input_channels", 3, 1, 64) != 3)
         unsupported(r, "'input_channels' is not 3");
-    static const double mean[16] = {-0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653,
-                                    -0.1517, 1.5508,  0.4134,  -0.0715, 0.5517, -0.3632,
+    static const double mean[16] = {-0.7571, -0.7089, -0.9113, 0.1075,  -0.1745, 0.9653,
+                                    -0.1517, 1.5508,  0.4134,  -0.0715, 0.5517,  -0.3632,
                                     -0.1922, -0.9497, 0.2503,  -0.2921};
     static const double std[16] = {2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743,
                                    3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.9160};
@@ -363,8 +368,9 @@ static void read_scheduler(reader *r, qie_scheduler_config *c) {
     c->exponential = !strcmp(type, "exponential");
     if (!c->exponential && strcmp(type, "linear"))
         unsupported(r, "'time_shift_type' is neither exponential nor linear");
-    static const char *const unknown[] = {"invert_sigmas", "stochastic_sampling", "use_karras_sigmas",
-                                          "use_exponential_sigmas", "use_beta_sigmas"};
+    static const char *const unknown[] = {"invert_sigmas", "stochastic_sampling",
+                                          "use_karras_sigmas", "use_exponential_sigmas",
+                                          "use_beta_sigmas"};
     for (size_t i = 0; i < sizeof unknown / sizeof *unknown; i++)
         if (flag(r, unknown[i], false))
             unsupported(r, "a sigma schedule other than the plain one is asked for");
@@ -438,7 +444,8 @@ static qie_status check_index(qie_files *files, qie_error *err) {
     /* QwenImageEditPipeline (the first Edit release) takes one picture and another template. */
     if (r.st == QIE_OK && strcmp(c, "QwenImageEditPlusPipeline")) {
         char t[200];
-        snprintf(t, sizeof t, "the pipeline is '%.80s', this program runs QwenImageEditPlusPipeline", c);
+        snprintf(t, sizeof t,
+                 "the pipeline is '%.80s', this program runs QwenImageEditPlusPipeline", c);
         unsupported(&r, t);
     }
     qie_json_free(j);
@@ -450,20 +457,21 @@ qie_status qie_model_config_read(qie_files *files, qie_model_config *out, qie_er
     QIE_TRY(check_index(files, err));
     qie_json *j = NULL;
     reader r = {0};
-#define READ(name, call)                                                                           \
-    do {                                                                                           \
-        QIE_TRY(parse(files, name, &j, err));                                                      \
-        r = (reader){j, NULL, name, err, QIE_OK};                                                  \
-        call;                                                                                      \
-        qie_json_free(j);                                                                          \
-        if (r.st != QIE_OK)                                                                        \
-            return r.st;                                                                           \
+#define READ(name, call)                          \
+    do {                                          \
+        QIE_TRY(parse(files, name, &j, err));     \
+        r = (reader){j, NULL, name, err, QIE_OK}; \
+        call;                                     \
+        qie_json_free(j);                         \
+        if (r.st != QIE_OK)                       \
+            return r.st;                          \
     } while (0)
     READ("transformer/config.json", read_transformer(&r, &out->transformer));
     READ("text_encoder/config.json", read_text_encoder(&r, &out->text, &out->vision));
     READ("vae/config.json", read_vae(&r, &out->vae));
     READ("scheduler/scheduler_config.json", read_scheduler(&r, &out->scheduler));
-    const char *const places[] = {"processor/preprocessor_config.json", "processor/processor_config.json",
+    const char *const places[] = {"processor/preprocessor_config.json",
+                                  "processor/processor_config.json",
                                   "tokenizer/preprocessor_config.json"};
     bool found = false;
     for (int i = 0; i < 3 && !found; i++) {
@@ -488,16 +496,18 @@ qie_status qie_model_config_read(qie_files *files, qie_model_config *out, qie_er
     }
 #undef READ
     const char *const tok[] = {"processor/vocab.json", "processor/tokenizer.json"};
-    out->tokenizer_folder =
-        qie_files_exists(files, tok[0]) || qie_files_exists(files, tok[1]) ? "processor" : "tokenizer";
+    out->tokenizer_folder = qie_files_exists(files, tok[0]) || qie_files_exists(files, tok[1])
+                                ? "processor"
+                                : "tokenizer";
     const qie_transformer_config *t = &out->transformer;
     QIE_FAIL_IF(t->joint_attention_dim != out->text.hidden_size, QIE_E_CORRUPT, err,
                 "transformer/config.json",
                 "transformer/config.json: 'joint_attention_dim' is %d, the text encoder gives %d",
                 t->joint_attention_dim, out->text.hidden_size);
-    QIE_FAIL_IF(t->in_channels != out->vae.z_dim * 4 || t->out_channels != out->vae.z_dim, QIE_E_CORRUPT,
-                err, "transformer/config.json",
-                "transformer/config.json: %d channels in and %d out do not fit the VAE's %d latent channels",
+    QIE_FAIL_IF(t->in_channels != out->vae.z_dim * 4 || t->out_channels != out->vae.z_dim,
+                QIE_E_CORRUPT, err, "transformer/config.json",
+                "transformer/config.json: %d channels in and %d out do not fit the VAE's %d latent "
+                "channels",
                 t->in_channels, t->out_channels, out->vae.z_dim);
     return QIE_OK;
 }

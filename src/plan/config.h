@@ -1,5 +1,5 @@
-/* The numbers of a model folder: everything that its config files say, checked, nothing assumed of the
- * released sizes. Sources of keys and defaults: docs/MODEL.md, "configs". */
+/* The numbers of a model folder: everything that its config files say, checked, nothing assumed of
+ * the released sizes. Sources of keys and defaults: docs/MODEL.md, "configs". */
 #ifndef QIE_PLAN_CONFIG_H
 #define QIE_PLAN_CONFIG_H
 
@@ -80,9 +80,9 @@ typedef struct qie_model_config {
     const char *tokenizer_folder; /* "processor" or "tokenizer": static string */
 } qie_model_config;
 
-/* Read and check all configs of a model. Errors name the file and the key: QIE_E_NOT_FOUND (a file is missing),
- * QIE_E_CORRUPT (absurd or contradictory numbers), QIE_E_UNSUPPORTED (another model or an option that this
- * program does not compute). */
+/* Read and check all configs of a model. Errors name the file and the key: QIE_E_NOT_FOUND (a file
+ * is missing), QIE_E_CORRUPT (absurd or contradictory numbers), QIE_E_UNSUPPORTED (another model or
+ * an option that this program does not compute). */
 qie_status qie_model_config_read(qie_files *files, qie_model_config *out, qie_error *err);
 
 #endif

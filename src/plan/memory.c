@@ -42,7 +42,8 @@ static double language_bytes(const qie_memory_request *r, double n, double act) 
 
 static double vision_bytes(const qie_memory_request *r, double act) {
     const qie_vision_config *v = &r->model->vision;
-    double p = (double)r->sizes->n_patches, t = (double)r->sizes->n_vision_tokens, h = v->hidden_size;
+    double p = (double)r->sizes->n_patches, t = (double)r->sizes->n_vision_tokens,
+           h = v->hidden_size;
     double unit = (double)v->spatial_merge_size * v->spatial_merge_size;
     double patch = 3.0 * v->temporal_patch_size * v->patch_size * v->patch_size;
     double half = (double)(v->hidden_size / v->num_heads / 2);
@@ -68,12 +69,14 @@ static double text_stage(const qie_memory_request *r, double act) {
     double patch = 3.0 * v->temporal_patch_size * v->patch_size * v->patch_size;
     double n = larger((double)r->n_ids[0], r->n_passes > 1 ? (double)r->n_ids[1] : 0);
     sum s = {0};
-    add(&s, (double)r->sizes->n_patches * patch, 4);                     /* pixel_values */
-    add(&s, (double)r->sizes->n_vision_tokens * v->out_hidden_size, 4);  /* features */
-    add(&s, n * r->model->text.hidden_size, 4);                          /* hidden_last */
+    add(&s, (double)r->sizes->n_patches * patch, 4);                    /* pixel_values */
+    add(&s, (double)r->sizes->n_vision_tokens * v->out_hidden_size, 4); /* features */
+    add(&s, n * r->model->text.hidden_size, 4);                         /* hidden_last */
     if (r->n_prefix) { /* keys and values of every layer */
         const qie_text_config *t = &r->model->text;
-        add(&s, 2.0 * t->num_hidden_layers * (double)r->n_prefix * t->num_key_value_heads * t->head_dim, act);
+        add(&s,
+            2.0 * t->num_hidden_layers * (double)r->n_prefix * t->num_key_value_heads * t->head_dim,
+            act);
     }
     return s.bytes + larger(vision_bytes(r, act), language_bytes(r, n, act));
 }
@@ -82,7 +85,8 @@ static double text_stage(const qie_memory_request *r, double act) {
 static double largest_map(const qie_vae_config *c, int ph, int pw) {
     double max = 0;
     for (int l = 0; l < c->n_levels; l++) {
-        int ch = qie_vae_channels(c, l), below = l + 1 < c->n_levels ? qie_vae_channels(c, l + 1) / 2 : 0;
+        int ch = qie_vae_channels(c, l),
+            below = l + 1 < c->n_levels ? qie_vae_channels(c, l + 1) / 2 : 0;
         int above = l > 0 ? qie_vae_channels(c, l - 1) : c->base_dim;
         int most = ch > below ? ch : below;
         most = most > above ? most : above;
@@ -94,7 +98,8 @@ static double largest_map(const qie_vae_config *c, int ph, int pw) {
 #define TILE_PX 256
 #define STRIDE_PX 192
 
-static double vae_bytes(const qie_vae_config *c, int w, int h, bool encode, bool tiled, double act) {
+static double vae_bytes(const qie_vae_config *c, int w, int h, bool encode, bool tiled,
+                        double act) {
     int f = c->scale_factor;
     sum s = {0};
     double tile_rows = 0;
@@ -156,7 +161,8 @@ static double denoise_stage(const qie_memory_request *r, double act) {
     double n_image = (double)(r->sizes->n_target + r->sizes->n_reference);
     double max_text = larger((double)r->n_text[0], r->n_passes > 1 ? (double)r->n_text[1] : 0);
     double n = max_text + n_image;
-    double rows = (r->n_steps < QIE_PLAN_MODULATION_STEPS ? r->n_steps : QIE_PLAN_MODULATION_STEPS) + 1;
+    double rows =
+        (r->n_steps < QIE_PLAN_MODULATION_STEPS ? r->n_steps : QIE_PLAN_MODULATION_STEPS) + 1;
     sum s = {0};
     add(&s, QIE_PLAN_DENOISER_BYTES, 1);
     add(&s, r->n_steps, 4);
@@ -189,16 +195,19 @@ static void count_flops(const qie_memory_request *r, qie_memory_plan *out) {
     double h = t->hidden_size, kv = (double)t->num_key_value_heads * t->head_dim;
     out->flops_step = out->flops_text = 0;
     for (int p = 0; p < r->n_passes; p++) {
-        double n = n_image + (double)r->n_text[p], m = (double)(r->n_ids[p] - (p ? r->n_prefix : 0));
+        double n = n_image + (double)r->n_text[p],
+               m = (double)(r->n_ids[p] - (p ? r->n_prefix : 0));
         out->flops_step += c->num_layers * (24 * d * d * n + 4 * d * n * n);
-        out->flops_text += t->num_hidden_layers *
-                           (2 * m * h * (2 * h + 2 * kv + 3.0 * t->intermediate_size) + 2 * h * m * m);
+        out->flops_text +=
+            t->num_hidden_layers *
+            (2 * m * h * (2 * h + 2 * kv + 3.0 * t->intermediate_size) + 2 * h * m * m);
     }
     double np = (double)r->sizes->n_patches, vh = v->hidden_size;
     out->flops_text += v->depth * 2 * np * vh * (4 * vh + 3.0 * v->intermediate_size);
     const qie_vae_config *a = &r->model->vae;
     double side[2] = {0, 0};
-    for (int l = 0; l < a->n_levels; l++) { /* per pixel of the full size: 3x3 convolutions of each level */
+    for (int l = 0; l < a->n_levels;
+         l++) { /* per pixel of the full size: 3x3 convolutions of each level */
         double ch = qie_vae_channels(a, l), cell = 1.0 / (double)(1 << (2 * l));
         side[0] += 2 * 9 * ch * ch * 2 * a->num_res_blocks * cell;
         side[1] += 2 * 9 * ch * ch * 2 * (a->num_res_blocks + 1) * cell;

@@ -1,5 +1,5 @@
-/* Working memory and arithmetic of one edit, from its sizes alone: what the engine will allocate, to the byte
- * that its arena rounds to. Weights are not in it: they are mapped files. */
+/* Working memory and arithmetic of one edit, from its sizes alone: what the engine will allocate,
+ * to the byte that its arena rounds to. Weights are not in it: they are mapped files. */
 #ifndef QIE_PLAN_MEMORY_H
 #define QIE_PLAN_MEMORY_H
 
@@ -12,21 +12,21 @@
 typedef struct qie_memory_request {
     const qie_model_config *model;
     const qie_size_plan *sizes;
-    qie_dtype act;      /* dtype of activations */
-    int n_passes;       /* 1, or 2 with CFG */
-    int64_t n_ids[2];   /* tokens of the language model for each pass */
-    int64_t n_text[2];  /* rows of conditioning: n_ids less the template's prefix */
-    int64_t n_prefix;   /* tokens that both prompts begin with: computed once; 0 without CFG */
+    qie_dtype act;     /* dtype of activations */
+    int n_passes;      /* 1, or 2 with CFG */
+    int64_t n_ids[2];  /* tokens of the language model for each pass */
+    int64_t n_text[2]; /* rows of conditioning: n_ids less the template's prefix */
+    int64_t n_prefix;  /* tokens that both prompts begin with: computed once; 0 without CFG */
     int n_steps;
-    int n_outputs;      /* pictures made from one set of inputs */
-    int preview_px;     /* longest side of previews, 0: none */
+    int n_outputs;       /* pictures made from one set of inputs */
+    int preview_px;      /* longest side of previews, 0: none */
     int64_t limit_bytes; /* tile the VAE when a whole picture would exceed this; 0: never */
 } qie_memory_request;
 
 typedef struct qie_memory_plan {
-    int64_t persistent; /* kept over all stages */
+    int64_t persistent;                            /* kept over all stages */
     int64_t text, vae_encode, denoise, vae_decode; /* peaks of the stages, without `persistent` */
-    int64_t total;      /* persistent + the largest stage */
+    int64_t total;                                 /* persistent + the largest stage */
     bool vae_tiled;
     double flops_text, flops_vae_encode, flops_step, flops_vae_decode; /* flops_step: all passes */
 } qie_memory_plan;
@@ -34,7 +34,8 @@ typedef struct qie_memory_plan {
 /* False if any number overflows 63 bits or the plan exceeds 2^46 bytes. */
 bool qie_memory_plan_make(const qie_memory_request *r, qie_memory_plan *out);
 
-/* Memory that this process may still take without swapping: MemAvailable, cut by the container's limit. */
+/* Memory that this process may still take without swapping: MemAvailable, cut by the container's
+ * limit. */
 int64_t qie_memory_available(void);
 /* Memory of the machine or container in all. */
 int64_t qie_memory_total(void);

@@ -40,7 +40,8 @@ double qie_area_for_max_side(int max_side, double ratio) {
     if (m <= max_side)
         return area;
     area *= ((double)max_side / m) * ((double)max_side / m);
-    for (s = qie_dims(area, ratio); (s.w > max_side || s.h > max_side) && area > 1; s = qie_dims(area, ratio))
+    for (s = qie_dims(area, ratio); (s.w > max_side || s.h > max_side) && area > 1;
+         s = qie_dims(area, ratio))
         area *= 0.99;
     return area;
 }
@@ -83,7 +84,8 @@ static qie_status place_image(const qie_model_config *m, const qie_size_request 
     QIE_TRY(check_size(out->images[i].vae, "image", "its reference", err));
     int unit = m->vae.scale_factor * m->transformer.patch_size;
     QIE_FAIL_IF(out->images[i].vae.w % unit || out->images[i].vae.h % unit, QIE_E_UNSUPPORTED, err,
-                "image", "this model's latent unit of %d pixels does not divide sizes in steps of 32", unit);
+                "image",
+                "this model's latent unit of %d pixels does not divide sizes in steps of 32", unit);
     out->images[i].grid_w = out->images[i].vae.w / unit;
     out->images[i].grid_h = out->images[i].vae.h / unit;
     return QIE_OK;
@@ -104,8 +106,8 @@ qie_status qie_size_plan_make(const qie_model_config *m, const qie_size_request 
                 (long long)req->ref_area);
     QIE_FAIL_IF(req->width && (req->width < 16 || req->width > 16384), QIE_E_INVALID, err, "width",
                 "width is %d, not within 16..16384", req->width);
-    QIE_FAIL_IF(req->height && (req->height < 16 || req->height > 16384), QIE_E_INVALID, err, "height",
-                "height is %d, not within 16..16384", req->height);
+    QIE_FAIL_IF(req->height && (req->height < 16 || req->height > 16384), QIE_E_INVALID, err,
+                "height", "height is %d, not within 16..16384", req->height);
     qie_size last = req->images[req->n_images - 1];
     double ratio = (double)last.w / last.h;
     double area = req->max_side ? qie_area_for_max_side(req->max_side, ratio) : QIE_DEFAULT_AREA;

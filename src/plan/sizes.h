@@ -1,5 +1,5 @@
-/* Size rules: which pixels and how many tokens an edit works on. Pure arithmetic, equal to diffusers'.
- * Table of examples: docs/MODEL.md, "sizes". */
+/* Size rules: which pixels and how many tokens an edit works on. Pure arithmetic, equal to
+ * diffusers'. Table of examples: docs/MODEL.md, "sizes". */
 #ifndef QIE_PLAN_SIZES_H
 #define QIE_PLAN_SIZES_H
 
@@ -17,12 +17,13 @@ typedef struct qie_size {
     int w, h;
 } qie_size;
 
-/* diffusers' calculate_dimensions: sides near sqrt(area) with this ratio (w/h), multiples of 32 (0 is possible). */
+/* diffusers' calculate_dimensions: sides near sqrt(area) with this ratio (w/h), multiples of 32 (0
+ * is possible). */
 qie_size qie_dims(double area, double ratio);
 /* The vision processor's second resize: multiples of `factor` within [min_pixels, max_pixels]. */
 qie_size qie_smart_resize(qie_size s, int factor, int64_t min_pixels, int64_t max_pixels);
-/* Area A' that --max-side asks for: the largest <= 1 MP, scaled down in steps of 1 %, whose dims() at this ratio has no
- * side above max_side. */
+/* Area A' that --max-side asks for: the largest <= 1 MP, scaled down in steps of 1 %, whose dims()
+ * at this ratio has no side above max_side. */
 double qie_area_for_max_side(int max_side, double ratio);
 
 /* What a caller asks for. */
@@ -46,7 +47,7 @@ typedef struct qie_size_plan {
     qie_size output;    /* picture that is written */
     qie_fit output_fit; /* PAD: crop generated to output; RESIZE: equal, or Lanczos to output */
     struct {
-        qie_size cond; /* after the first resize */
+        qie_size cond;    /* after the first resize */
         qie_size grid_px; /* after the second one: multiples of patch x merge */
         qie_size vae;
         qie_fit vae_fit;
@@ -55,18 +56,20 @@ typedef struct qie_size_plan {
         int grid_h, grid_w; /* latent tokens: vae / (8 x 2) */
     } images[QIE_MAX_PICTURES];
     int n_images;
-    int grid_h, grid_w; /* of the generated picture */
+    int grid_h, grid_w;                                        /* of the generated picture */
     int64_t n_target, n_reference, n_patches, n_vision_tokens; /* sums */
-    bool floored;       /* width or height was no multiple of 16 */
-    bool kept_by_resize; /* keep_size on a picture above the area: generated smaller, resized back */
+    bool floored; /* width or height was no multiple of 16 */
+    bool
+        kept_by_resize; /* keep_size on a picture above the area: generated smaller, resized back */
 } qie_size_plan;
 
-/* Apply the rules. Errors: QIE_E_INVALID with param "width", "height", "max_side", "ref_area" or "image". */
+/* Apply the rules. Errors: QIE_E_INVALID with param "width", "height", "max_side", "ref_area" or
+ * "image". */
 qie_status qie_size_plan_make(const qie_model_config *m, const qie_size_request *req,
                               qie_size_plan *out, qie_error *err);
 
-/* Positions of the rope tables: text rows start at m = max over all grids of max(h/2, w/2); m + n_text must not
- * exceed 4096. Returns m. */
+/* Positions of the rope tables: text rows start at m = max over all grids of max(h/2, w/2); m +
+ * n_text must not exceed 4096. Returns m. */
 int qie_rope_text_start(const qie_size_plan *s);
 #define QIE_MAX_ROPE_POSITION 4096 /* length of the position tables in diffusers' QwenEmbedRope */
 

@@ -10,8 +10,8 @@ typedef struct emitter {
     bool go;
 } emitter;
 
-static void emit(emitter *e, bool unused, int n_dims, int64_t s0, int64_t s1, int64_t s2, int64_t s3,
-                 int64_t s4, const char *fmt, va_list ap) {
+static void emit(emitter *e, bool unused, int n_dims, int64_t s0, int64_t s1, int64_t s2,
+                 int64_t s3, int64_t s4, const char *fmt, va_list ap) {
     if (!e->go)
         return;
     qie_tensor_spec t = {.n_dims = n_dims, .shape = {s0, s1, s2, s3, s4}, .unused = unused};
@@ -26,8 +26,8 @@ __attribute__((format(printf, 3, 4))) static void vec(emitter *e, int64_t n, con
     va_end(ap);
 }
 
-__attribute__((format(printf, 4, 5))) static void mat(emitter *e, int64_t n, int64_t k, const char *fmt,
-                                                      ...) {
+__attribute__((format(printf, 4, 5))) static void mat(emitter *e, int64_t n, int64_t k,
+                                                      const char *fmt, ...) {
     va_list ap;
     va_start(ap, fmt);
     emit(e, false, 2, n, k, 0, 0, 0, fmt, ap);
@@ -71,8 +71,9 @@ bool qie_tensors_transformer(const qie_transformer_config *c, qie_tensor_spec_fn
     return e.go;
 }
 
-__attribute__((format(printf, 8, 9))) static void any(emitter *e, bool unused, int n_dims, int64_t s0, int64_t s1,
-                                                      int64_t s2, int64_t k, const char *fmt, ...) {
+__attribute__((format(printf, 8, 9))) static void any(emitter *e, bool unused, int n_dims,
+                                                      int64_t s0, int64_t s1, int64_t s2, int64_t k,
+                                                      const char *fmt, ...) {
     va_list ap;
     va_start(ap, fmt);
     emit(e, unused, n_dims, s0, s1, s2, k, k, fmt, ap);
@@ -100,7 +101,8 @@ bool qie_tensors_text_encoder(const qie_text_config *t, const qie_vision_config 
     vec(&e, h, "model.norm.weight");
     any(&e, true, 2, t->vocab_size, h, 0, 0, "lm_head.weight");
     int64_t w = v->hidden_size, m = (int64_t)v->spatial_merge_size * v->spatial_merge_size * w;
-    any(&e, false, 5, w, 3, v->temporal_patch_size, v->patch_size, "visual.patch_embed.proj.weight");
+    any(&e, false, 5, w, 3, v->temporal_patch_size, v->patch_size,
+        "visual.patch_embed.proj.weight");
     for (int b = 0; b < v->depth; b++) {
         char p[64];
         snprintf(p, sizeof p, "visual.blocks.%d.", b);

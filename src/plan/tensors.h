@@ -1,5 +1,5 @@
-/* The tensors that a model's configs imply: names as in the released files, and shapes. Shared by the loader,
- * `verify` and `info`. */
+/* The tensors that a model's configs imply: names as in the released files, and shapes. Shared by
+ * the loader, `verify` and `info`. */
 #ifndef QIE_PLAN_TENSORS_H
 #define QIE_PLAN_TENSORS_H
 

@@ -33,12 +33,6 @@ bool qie_jscan_fail(qie_jscan *s, const char *message) {
     return false;
 }
 
-char qie_jscan_peek(qie_jscan *s) {
-    while (s->p < s->end && (*s->p == ' ' || *s->p == '\n' || *s->p == '\t' || *s->p == '\r'))
-        s->p++;
-    return s->p < s->end ? *s->p : '\0';
-}
-
 bool qie_jscan_enter(qie_jscan *s, char open) {
     if (s->st != QIE_OK)
         return false;

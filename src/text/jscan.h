@@ -32,7 +32,11 @@ void qie_jscan_release(qie_jscan *s);
 bool qie_jscan_fail(qie_jscan *s, const char *message);
 
 /* First byte of the next value, 0 at the end of the text. */
-char qie_jscan_peek(qie_jscan *s);
+static inline char qie_jscan_peek(qie_jscan *s) {
+    while (s->p < s->end && (*s->p == ' ' || *s->p == '\n' || *s->p == '\t' || *s->p == '\r'))
+        s->p++;
+    return s->p < s->end ? *s->p : '\0';
+}
 /* Expect '{' or '['. */
 bool qie_jscan_enter(qie_jscan *s, char open);
 /* True when another member or element follows, which is then to be read; false behind the closing

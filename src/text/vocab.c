@@ -7,6 +7,7 @@
 
 #include "base/error.h"
 #include "base/log.h"
+#include "base/strbuf.h"
 #include "text/jscan.h"
 
 /* More tokens than any vocabulary has; bounds memory for a damaged file. */
@@ -209,10 +210,15 @@ static qie_status add_merge(loader *l, const char *file, size_t rank, const char
         id = l->tokens[joined].id;
         l->hint = joined + 1;
     }
-    QIE_FAIL_IF(left < 0 || right < 0 || id < 0, QIE_E_CORRUPT, l->err, file,
-                "'%s' is damaged: merge %zu needs the token '%.*s%.*s', which the vocabulary lacks",
-                file, rank + 1, left < 0 || id < 0 ? (int)(na < 200 ? na : 200) : 0, a,
-                left >= 0 && (right < 0 || id < 0) ? (int)(nb < 200 ? nb : 200) : 0, b);
+    if (left < 0 || right < 0 || id < 0) {
+        bool show_left = left < 0 || right >= 0, show_right = left >= 0;
+        return qie_fail(
+            l->err, QIE_E_CORRUPT, file,
+            "'%s' is damaged: merge %zu needs the token '%.*s%.*s', which the vocabulary "
+            "lacks",
+            file, rank + 1, show_left ? (int)(na < 200 ? na : 200) : 0, a,
+            show_right ? (int)(nb < 200 ? nb : 200) : 0, b);
+    }
     qie_bpe_add(&l->out->bpe, left, right, (int32_t)rank, id);
     return QIE_OK;
 }
@@ -233,6 +239,8 @@ static qie_status check_merge_count(loader *l, const char *file, size_t n) {
 }
 
 static qie_status read_merges_txt(loader *l, const char *file, const char *p, size_t n) {
+    QIE_FAIL_IF(!qie_utf8_valid(p, n), QIE_E_CORRUPT, l->err, file,
+                "'%s' is damaged: it is not UTF-8", file);
     size_t lines = 1, rank = 0;
     const char *end = p + n;
     for (const char *q = p; (q = memchr(q, '\n', (size_t)(end - q))); q++)
@@ -275,24 +283,13 @@ static qie_status read_merge(loader *l, qie_jscan *s, size_t rank) {
     return s->st != QIE_OK ? s->st : add_merge(l, s->what, rank, a, na, b, nb);
 }
 
-static qie_status read_merges_json(loader *l, qie_jscan *s) {
-    qie_jscan count = *s; /* reads no string into its buffer that outlives this function */
+/* n: elements of the array, as counted before. */
+static qie_status read_merges_json(loader *l, qie_jscan *s, size_t n) {
     bool first = true;
-    size_t n = 0;
-    count.buf = NULL;
-    count.cap = 0;
-    qie_jscan_enter(&count, '[');
-    while (qie_jscan_next(&count, ']', &first) && qie_jscan_skip(&count))
-        n++;
-    qie_jscan_release(&count);
-    if (count.st != QIE_OK)
-        return s->st = count.st;
     QIE_TRY(check_merge_count(l, s->what, n));
-    first = true;
-    n = 0;
     qie_jscan_enter(s, '[');
-    while (qie_jscan_next(s, ']', &first))
-        QIE_TRY(read_merge(l, s, n++));
+    for (size_t rank = 0; rank < n && qie_jscan_next(s, ']', &first); rank++)
+        QIE_TRY(read_merge(l, s, rank));
     return s->st;
 }
 
@@ -427,8 +424,22 @@ static qie_status read_config(loader *l, qie_jscan *s) {
 /* Remember where values lie, since members come in any order: merges need the vocabulary. */
 typedef struct parts {
     qie_jscan vocab, merges, added; /* p == NULL: absent */
+    size_t n_merges;
     bool is_bpe, ignore_merges;
 } parts;
+
+/* Any value; elements of an array are counted. */
+static void skip_counting(qie_jscan *s, size_t *n) {
+    bool first = true;
+    *n = 0;
+    if (qie_jscan_peek(s) != '[') {
+        qie_jscan_skip(s);
+        return;
+    }
+    qie_jscan_enter(s, '[');
+    while (qie_jscan_next(s, ']', &first) && qie_jscan_skip(s))
+        ++*n;
+}
 
 static void find_parts(qie_jscan *s, bool in_model, parts *out) {
     bool first = true;
@@ -459,7 +470,12 @@ static void find_parts(qie_jscan *s, bool in_model, parts *out) {
             part->buf = NULL;
             part->cap = 0;
         }
-        qie_jscan_skip(s);
+        if (part && part == &out->merges)
+            skip_counting(s, &out->n_merges);
+        else
+            qie_jscan_skip(s);
+        if (part)
+            part->end = s->p;
     }
 }
 
@@ -484,7 +500,7 @@ static qie_status read_tokenizer_json(loader *l, qie_jscan *s, bool added_only) 
                     "'%s' is no tokenizer of Qwen2: its model is not plain BPE", s->what);
         QIE_TRY_GOTO(read_vocab(l, &p.vocab));
         QIE_TRY_GOTO(find_bytes(l, s->what));
-        QIE_TRY_GOTO(read_merges_json(l, &p.merges));
+        QIE_TRY_GOTO(read_merges_json(l, &p.merges, p.n_merges));
     }
     if (p.added.p)
         st = read_added_array(l, &p.added);

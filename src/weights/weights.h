@@ -1,7 +1,8 @@
 /* Tensors of one component of a model, as views into its mapped safetensors files.
  *
- * Guarantees: every view lies inside its file, its byte count equals shape x element size, no two tensors of a
- * file overlap, and names are unique over the shards. Nothing is copied; pages are read when touched. */
+ * Guarantees: every view lies inside its file, its byte count equals shape x element size, no two
+ * tensors of a file overlap, and names are unique over the shards. Nothing is copied; pages are
+ * read when touched. */
 #ifndef QIE_WEIGHTS_WEIGHTS_H
 #define QIE_WEIGHTS_WEIGHTS_H
 
@@ -28,12 +29,14 @@ typedef struct qie_tensor {
 typedef struct qie_weights qie_weights;
 
 /* Open the component in `folder` ("transformer", "vae", "text_encoder") of a model: the index
- * (*.safetensors.index.json) and all shards that it names, else the single *.safetensors of its standard name
- * (diffusion_pytorch_model.safetensors or model.safetensors).
- * Errors name the file: QIE_E_NOT_FOUND (no weights, a shard missing), QIE_E_CORRUPT (truncated, header
- * damaged, offsets outside or overlapping, index and shards disagree). */
-qie_status qie_weights_open(qie_files *files, const char *folder, qie_weights **out, qie_error *err);
-/* One safetensors file from memory (borrowed; must outlive the object). `label` names it in messages. */
+ * (*.safetensors.index.json) and all shards that it names, else the single *.safetensors of its
+ * standard name (diffusion_pytorch_model.safetensors or model.safetensors). Errors name the file:
+ * QIE_E_NOT_FOUND (no weights, a shard missing), QIE_E_CORRUPT (truncated, header damaged, offsets
+ * outside or overlapping, index and shards disagree). */
+qie_status qie_weights_open(qie_files *files, const char *folder, qie_weights **out,
+                            qie_error *err);
+/* One safetensors file from memory (borrowed; must outlive the object). `label` names it in
+ * messages. */
 qie_status qie_weights_open_bytes(const void *data, size_t n, const char *label, qie_weights **out,
                                   qie_error *err);
 /* One safetensors file by path (mapped). */
@@ -45,8 +48,8 @@ const qie_tensor *qie_weights_at(const qie_weights *w, size_t i);
 /* By name; NULL if absent. Both namings of the text encoder are found under the released one:
  * asking for "visual.X" or "model.X" also finds "model.visual.X" and "model.language_model.X". */
 const qie_tensor *qie_weights_find(const qie_weights *w, const char *name);
-/* By name with exactly this shape and a floating dtype (F32, BF16, F16); else an error that names tensor, file,
- * expected and found shape. Errors: QIE_E_CORRUPT. */
+/* By name with exactly this shape and a floating dtype (F32, BF16, F16); else an error that names
+ * tensor, file, expected and found shape. Errors: QIE_E_CORRUPT. */
 qie_status qie_weights_need(const qie_weights *w, const char *name, int n_dims,
                             const int64_t *shape, const qie_tensor **out, qie_error *err);
 /* File that a tensor lies in, for messages. */
@@ -56,7 +59,8 @@ const char *qie_weights_metadata(const qie_weights *w, const char *key);
 /* Sum of tensor bytes and of elements. */
 int64_t qie_weights_bytes(const qie_weights *w);
 int64_t qie_weights_elements(const qie_weights *w);
-/* Tell the kernel that these bytes of a mapped file will be read soon: it reads ahead while we compute. A hint. */
+/* Tell the kernel that these bytes of a mapped file will be read soon: it reads ahead while we
+ * compute. A hint. */
 void qie_weights_prefetch(const void *data, size_t n_bytes);
 
 #endif

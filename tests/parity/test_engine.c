@@ -1,5 +1,6 @@
-/* Properties of the whole engine on the tiny model: memory within its plan, bytes independent of threads, tiles close to
- * the whole, refusals before anything is computed, cancellation, several pictures, injection. */
+/* Properties of the whole engine on the tiny model: memory within its plan, bytes independent of
+ * threads, tiles close to the whole, refusals before anything is computed, cancellation, several
+ * pictures, injection. */
 #define _GNU_SOURCE
 #include "qtest.h"
 
@@ -83,7 +84,8 @@ QTEST(test_engine_any_number_of_threads_gives_the_same_bytes) {
             setenv("QIE_CPU", qie_cpu_level_name((qie_cpu_level)level), 1);
             for (int threads = 1; threads <= 3; threads++) {
                 qie_error e = {0};
-                qie_engine *g = open_engine(bf16 ? QIE_PRECISION_BF16 : QIE_PRECISION_F32, threads, 0);
+                qie_engine *g =
+                    open_engine(bf16 ? QIE_PRECISION_BF16 : QIE_PRECISION_F32, threads, 0);
                 ASSERT(g);
                 qie_edit_options o = small_edit((const qie_image *const *)img, 2);
                 qie_edit_result r;
@@ -93,7 +95,8 @@ QTEST(test_engine_any_number_of_threads_gives_the_same_bytes) {
                     r.images[0] = NULL;
                 } else if (!same(first, r.images[0]))
                     QTEST_FAIL("%s %s: %d threads give other bytes than one",
-                               qie_cpu_level_name((qie_cpu_level)level), bf16 ? "bf16" : "f32", threads);
+                               qie_cpu_level_name((qie_cpu_level)level), bf16 ? "bf16" : "f32",
+                               threads);
                 qie_edit_result_release(&r);
                 qie_engine_close(g);
             }
@@ -128,13 +131,16 @@ QTEST(test_engine_levels_agree_in_f32) {
     qie_image_destroy(img);
 }
 
-/* What the arena really holds at most lies within the plan, and not far below: for odd sizes, one to three pictures, with
- * and without CFG and previews, both precisions, many steps. */
+/* What the arena really holds at most lies within the plan, and not far below: for odd sizes, one
+ * to three pictures, with and without CFG and previews, both precisions, many steps. */
 QTEST(test_engine_memory_use_equals_plan) {
     static const struct {
         int n, w, h, steps, preview;
         double cfg;
-    } cases[] = {{1, 96, 80, 2, 0, 4}, {2, 64, 160, 1, 0, 1}, {3, 160, 48, 3, 64, 4}, {1, 320, 256, 60, 0, 1}};
+    } cases[] = {{1, 96, 80, 2, 0, 4},
+                 {2, 64, 160, 1, 0, 1},
+                 {3, 160, 48, 3, 64, 4},
+                 {1, 320, 256, 60, 0, 1}};
     qie_error e = {0};
     qie_model m;
     ASSERT_OK(qie_model_open(MODEL, &m, &e));
@@ -259,7 +265,8 @@ QTEST(test_engine_little_memory_tiles_the_vae_and_less_is_refused) {
     ASSERT(tiled.plan.working_bytes < need);
     double p = psnr(whole.images[0], tiled.images[0]);
     printf("  tiled against whole: %.1f dB\n", p);
-    ASSERT_LE(30, p); /* random weights: what a tile does not see matters more than in a trained VAE */
+    ASSERT_LE(30,
+              p); /* random weights: what a tile does not see matters more than in a trained VAE */
     qie_engine_close(g);
     g = open_engine(QIE_PRECISION_F32, 2, tiled.plan.working_bytes / 2);
     qie_edit_result none;
@@ -350,17 +357,17 @@ QTEST(test_engine_bad_requests_name_the_field) {
     for (int i = 0; i < 32000; i++)
         many[i] = i % 2 ? '!' : 'q';
     many[32000] = 0;
-#define EXPECT(change, status, field)                                                              \
-    do {                                                                                           \
-        qie_error e = {0};                                                                         \
-        qie_edit_options o = small_edit((const qie_image *const *)&img, 1);                        \
-        change;                                                                                    \
-        qie_edit_plan plan;                                                                        \
-        qie_edit_result r;                                                                         \
-        ASSERT_INT(qie_engine_plan(g, &o, false, &plan, &e), status);                              \
-        ASSERT_STR(e.param, field);                                                                \
-        ASSERT_INT(qie_engine_edit(g, &o, &r, &e), status);                                        \
-        ASSERT_INT(r.n_images, 0);                                                                 \
+#define EXPECT(change, status, field)                                       \
+    do {                                                                    \
+        qie_error e = {0};                                                  \
+        qie_edit_options o = small_edit((const qie_image *const *)&img, 1); \
+        change;                                                             \
+        qie_edit_plan plan;                                                 \
+        qie_edit_result r;                                                  \
+        ASSERT_INT(qie_engine_plan(g, &o, false, &plan, &e), status);       \
+        ASSERT_STR(e.param, field);                                         \
+        ASSERT_INT(qie_engine_edit(g, &o, &r, &e), status);                 \
+        ASSERT_INT(r.n_images, 0);                                          \
     } while (0)
     EXPECT(o.prompt = "", QIE_E_INVALID, "prompt");
     EXPECT(o.prompt = NULL, QIE_E_INVALID, "prompt");
@@ -398,7 +405,9 @@ QTEST(test_engine_injected_noise_replaces_the_seed) {
     ASSERT_OK(qie_engine_edit(g, &o, &a, &e));
     unsetenv("QIE_DUMP");
     unsetenv("QIE_DUMP_NAMES");
-    qie_injection in[4] = {{"noise", dump}, {"prompt_embeds", dump}, {"neg.prompt_embeds", dump},
+    qie_injection in[4] = {{"noise", dump},
+                           {"prompt_embeds", dump},
+                           {"neg.prompt_embeds", dump},
                            {"image_latents", dump}};
     o.injections = in;
     o.n_injections = 4;

@@ -1,5 +1,5 @@
-/* The engine against recordings of diffusers: every stage of every case in tests/golden/edit, in f32.
- * QIE_GOLDEN_CASE=name runs one; QIE_GOLDEN_BACKEND=ref|onednn takes another back end. */
+/* The engine against recordings of diffusers: every stage of every case in tests/golden/edit, in
+ * f32. QIE_GOLDEN_CASE=name runs one; QIE_GOLDEN_BACKEND=ref|onednn takes another back end. */
 #define _GNU_SOURCE
 #include "qtest.h"
 
@@ -29,7 +29,8 @@ static qie_status load_case(const char *name, golden_case *g, qie_error *e) {
         return e->status;
     qie_json *list = qie_json_member(g->request, "images");
     for (size_t i = 0; i < qie_json_size(list); i++) {
-        snprintf(path, sizeof path, GOLDEN "edit/%s/%s", name, qie_json_string(qie_json_at(list, i), NULL));
+        snprintf(path, sizeof path, GOLDEN "edit/%s/%s", name,
+                 qie_json_string(qie_json_at(list, i), NULL));
         if (qie_image_load(path, NULL, &g->images[g->n_images++], e) != QIE_OK)
             return e->status;
     }
@@ -90,7 +91,8 @@ static int compare_stages(const qie_weights *ref, const qie_weights *got) {
         if (r->dtype == QIE_I64)
             nmse = memcmp(r->data, g->data, r->n_bytes) ? 1 : 0;
         else {
-            float *a = malloc(sizeof(float) * (n ? n : 1)), *b = malloc(sizeof(float) * (n ? n : 1));
+            float *a = malloc(sizeof(float) * (n ? n : 1)),
+                  *b = malloc(sizeof(float) * (n ? n : 1));
             qie_to_f32(a, g->data, g->dtype, n);
             qie_to_f32(b, r->data, r->dtype, n);
             nmse = qtest_nmse(a, b, n);
@@ -118,7 +120,8 @@ static void check_picture(const qie_image *got, const qie_image *ref, double sha
         most = d > most ? d : most;
         within += d <= 1;
     }
-    printf("  picture: %.4f %% within 1 level, at most %d\n", 100.0 * (double)within / (double)n, most);
+    printf("  picture: %.4f %% within 1 level, at most %d\n", 100.0 * (double)within / (double)n,
+           most);
     ASSERT_LE(share, (double)within / (double)n);
     ASSERT_LE(most, 3);
 }

@@ -38,10 +38,12 @@ QTEST(test_vae_tiled_encode_equals_diffusers) {
     qie_error e = {0};
     fixture f;
     ASSERT_OK(setup(&f, &e));
-    const qie_tensor *px = qie_weights_find(f.ref, "pixels"), *want = qie_weights_find(f.ref, "mean");
+    const qie_tensor *px = qie_weights_find(f.ref, "pixels"),
+                     *want = qie_weights_find(f.ref, "mean");
     int h = (int)px->shape[3], w = (int)px->shape[4], lh = h / 8, lw = w / 8, z = 16;
     float *pixels = malloc(sizeof(float) * 3 * (size_t)h * (size_t)w);
-    float *mean = malloc(sizeof(float) * (size_t)(z * lh * lw)), *t = malloc(sizeof(float) * (size_t)(z * lh * lw));
+    float *mean = malloc(sizeof(float) * (size_t)(z * lh * lw)),
+          *t = malloc(sizeof(float) * (size_t)(z * lh * lw));
     const uint8_t *p = px->data;
     for (int c = 0; c < 3; c++)
         for (int i = 0; i < h * w; i++)
@@ -62,9 +64,11 @@ QTEST(test_vae_tiled_decode_equals_diffusers) {
     qie_error e = {0};
     fixture f;
     ASSERT_OK(setup(&f, &e));
-    const qie_tensor *z = qie_weights_find(f.ref, "latents"), *want = qie_weights_find(f.ref, "decoded_half");
+    const qie_tensor *z = qie_weights_find(f.ref, "latents"),
+                     *want = qie_weights_find(f.ref, "decoded_half");
     int n = (int)z->shape[1], h = (int)z->shape[3], w = (int)z->shape[4], oh = h * 4, ow = w * 4;
-    float *map = malloc(sizeof(float) * (size_t)(n * h * w)), *px = malloc(sizeof(float) * 3 * 64 * (size_t)(h * w));
+    float *map = malloc(sizeof(float) * (size_t)(n * h * w)),
+          *px = malloc(sizeof(float) * 3 * 64 * (size_t)(h * w));
     float *half = malloc(sizeof(float) * 3 * (size_t)(oh * ow));
     for (int c = 0; c < n; c++)
         for (int i = 0; i < h * w; i++)

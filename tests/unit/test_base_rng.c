@@ -37,7 +37,8 @@ QTEST(test_rng_normal_recorded_seeds_exact) {
         char tail[16] = "";
         ASSERT(sscanf(t->name, "%llu.%llu%15s", &seed, &n, tail) >= 2);
         bool bf16 = !strcmp(tail, ".bf16");
-        /* bf16 draws of a length that 16 does not divide have another tail in torch; latents never have one */
+        /* bf16 draws of a length that 16 does not divide have another tail in torch; latents never
+         * have one */
         if (bf16 && n % 16)
             continue;
         float *got = malloc(sizeof(float) * (size_t)n), *want = malloc(sizeof(float) * (size_t)n);

@@ -10,7 +10,7 @@ typedef struct conv_case {
 /* As for linear: sums up to 3456 long in float; bf16 results fall on the other side now and then;
  * bf16 products of weights that were not bf16 carry their rounding. */
 static double bound_of(const conv_case *p, qie_cpu_level level) {
-    bool native = p->x == QIE_BF16 && level >= QIE_CPU_AVX512BF16;
+    bool native = p->x == QIE_BF16 && level >= (int)QIE_CPU_AVX512BF16;
     if (native && p->wt != QIE_BF16)
         return 4e-5;
     return p->dst == QIE_BF16 ? 1e-6 : 1e-12;
@@ -41,23 +41,25 @@ static void run_case(const conv_case *p) {
         qie_compute *ref = op_compute("ref", QIE_CPU_REF, 2);
         ref->ops.conv2d(ref, &a);
         qie_compute_destroy(ref);
-        for (int level = QIE_CPU_AVX2; level <= (int)qie_cpu_level_hardware(); level++) {
+        for (int level = QIE_CPU_AVX2; level <= (int)qie_cpu_level_hardware() + 1; level++) {
+            bool onednn = level > (int)qie_cpu_level_hardware(); /* the last round */
             op_buf first = {0};
             for (int threads = 1; threads <= 3; threads++) {
                 op_buf got = op_copy(&res, edge);
                 a.dst.data = got.data;
                 if (p->residual && p->in_place)
                     a.residual.data = got.data;
-                qie_compute *c = op_compute("cpu", (qie_cpu_level)level, threads);
+                qie_compute *c =
+                    op_compute(onednn ? "onednn" : "cpu", (qie_cpu_level)level, threads);
                 c->ops.conv2d(c, &a);
                 qie_compute_destroy(c);
                 double nmse = op_nmse(got.data, want.data, p->dst, nd);
-                if (!(nmse <= bound_of(p, (qie_cpu_level)level)))
+                if (!(nmse <= bound_of(p, level)))
                     QTEST_FAIL("level %s %dx%d %d->%d kernel %d kt %d stride %d up %d x %s w %s "
                                "dst %s: NMSE %.3g",
-                               qie_cpu_level_name((qie_cpu_level)level), p->h, p->w, p->in, p->out,
-                               p->kernel, p->kt, p->stride, p->upsample, op_dtype(p->x),
-                               op_dtype(p->wt), op_dtype(p->dst), nmse);
+                               onednn ? "onednn" : qie_cpu_level_name((qie_cpu_level)level), p->h,
+                               p->w, p->in, p->out, p->kernel, p->kt, p->stride, p->upsample,
+                               op_dtype(p->x), op_dtype(p->wt), op_dtype(p->dst), nmse);
                 if (threads == 1) {
                     first = got;
                 } else {
@@ -65,8 +67,8 @@ static void run_case(const conv_case *p) {
                     op_free(&got);
                     if (!same)
                         QTEST_FAIL("level %s %dx%d %d->%d: %d threads differ from 1",
-                                   qie_cpu_level_name((qie_cpu_level)level), p->h, p->w, p->in,
-                                   p->out, threads);
+                                   onednn ? "onednn" : qie_cpu_level_name((qie_cpu_level)level),
+                                   p->h, p->w, p->in, p->out, threads);
                 }
             }
             op_free(&first);

@@ -9,11 +9,15 @@ typedef struct linear_case {
     float scale; /* of x */
 } linear_case;
 
+static bool odd_weights; /* at an odd address, as in a file */
+
 /* Float arithmetic: rounding of sums up to 4096 long. bf16 results: a sum that falls on the other
  * side of a rounding boundary moves by 2^-8, rarely. bf16 products of weights that were not bf16:
  * their rounding. */
-static double bound_of(const linear_case *p, qie_cpu_level level) {
-    bool native = p->x == QIE_BF16 && level >= QIE_CPU_AVX512BF16;
+static double bound_of(const linear_case *p, int level) {
+    if (level > (int)qie_cpu_level_hardware()) /* oneDNN: bf16 products wherever x is bf16 */
+        level = QIE_CPU_AVX512BF16;
+    bool native = p->x == QIE_BF16 && level >= (int)QIE_CPU_AVX512BF16;
     if (native && p->w != QIE_BF16)
         return 4e-5;
     return p->dst == QIE_BF16 ? 1e-6 : 1e-12;
@@ -23,14 +27,17 @@ static void run_case(const linear_case *p) {
     size_t nx = (size_t)((p->m - 1) * p->ldx + p->k), nw = (size_t)(p->n * p->k);
     size_t nd = (size_t)((p->m - 1) * p->ldd + p->n);
     for (int edge = 0; edge < 2; edge++) {
-        op_buf x = op_random(p->x, nx, p->scale, edge), w = op_random(p->w, nw, 0.7f, edge);
+        op_buf x = op_random(p->x, nx, p->scale, edge),
+               w = op_alloc(nw * qie_dtype_size(p->w) + odd_weights, edge);
+        unsigned char *weights = w.data + (edge && odd_weights);
+        op_fill(weights, p->w, nw, 0.7f, 0);
         op_buf bias = {0}, dst = op_random(p->dst, nd, 1, edge);
         op_buf g0 = op_random(QIE_F32, (size_t)p->n, 1, edge),
                g1 = op_random(QIE_F32, (size_t)p->n, 1, edge);
         if (p->bias != QIE_DTYPE_COUNT)
             bias = op_random(p->bias, (size_t)p->n, 1, edge);
         qie_linear_args a = {.x = {x.data, p->x, p->m, p->k, p->ldx},
-                             .w = {w.data, p->w, p->n, p->k},
+                             .w = {weights, p->w, p->n, p->k},
                              .bias = {bias.data, p->bias, p->n},
                              .act = p->act,
                              .store = p->store,
@@ -41,21 +48,24 @@ static void run_case(const linear_case *p) {
         a.dst = (qie_mat){want.data, p->dst, p->m, p->n, p->ldd};
         ref->ops.linear(ref, &a);
         qie_compute_destroy(ref);
-        for (int level = QIE_CPU_AVX2; level <= (int)qie_cpu_level_hardware(); level++) {
+        for (int level = QIE_CPU_AVX2; level <= (int)qie_cpu_level_hardware() + 1; level++) {
+            bool onednn = level > (int)qie_cpu_level_hardware(); /* the last round */
             op_buf first = {0};
             for (int threads = 1; threads <= 3; threads++) {
                 op_buf got = op_copy(&dst, edge);
-                qie_compute *c = op_compute("cpu", (qie_cpu_level)level, threads);
+                qie_compute *c =
+                    op_compute(onednn ? "onednn" : "cpu", (qie_cpu_level)level, threads);
                 a.dst = (qie_mat){got.data, p->dst, p->m, p->n, p->ldd};
                 c->ops.linear(c, &a);
                 qie_compute_destroy(c);
                 double nmse = op_nmse(got.data, want.data, p->dst, nd);
-                if (!(nmse <= bound_of(p, (qie_cpu_level)level)))
+                if (!(nmse <= bound_of(p, level)))
                     QTEST_FAIL("level %s m %lld n %lld k %lld x %s w %s dst %s act %d store %d "
                                "edge %d: NMSE %.3g",
-                               qie_cpu_level_name((qie_cpu_level)level), (long long)p->m,
-                               (long long)p->n, (long long)p->k, op_dtype(p->x), op_dtype(p->w),
-                               op_dtype(p->dst), (int)p->act, (int)p->store, edge, nmse);
+                               onednn ? "onednn" : qie_cpu_level_name((qie_cpu_level)level),
+                               (long long)p->m, (long long)p->n, (long long)p->k, op_dtype(p->x),
+                               op_dtype(p->w), op_dtype(p->dst), (int)p->act, (int)p->store, edge,
+                               nmse);
                 if (threads == 1)
                     first = got;
                 else {
@@ -63,8 +73,8 @@ static void run_case(const linear_case *p) {
                     op_free(&got);
                     if (!same)
                         QTEST_FAIL("level %s m %lld n %lld k %lld: %d threads differ from 1",
-                                   qie_cpu_level_name((qie_cpu_level)level), (long long)p->m,
-                                   (long long)p->n, (long long)p->k, threads);
+                                   onednn ? "onednn" : qie_cpu_level_name((qie_cpu_level)level),
+                                   (long long)p->m, (long long)p->n, (long long)p->k, threads);
                 }
             }
             op_free(&first);
@@ -110,6 +120,22 @@ QTEST(test_linear_odd_shapes_match_reference) {
         p.scale = 1;
         run_case(&p);
     }
+}
+
+QTEST(test_linear_weights_at_odd_addresses_match_reference) {
+    odd_weights = true;
+    for (int i = 0; i < 12 && !qtest_failed; i++)
+        run_case(&(linear_case){.m = i & 1 ? 3 : 20,
+                                .n = 37,
+                                .k = 75,
+                                .ldx = 75,
+                                .ldd = 37,
+                                .x = ACTS[i / 2 & 1],
+                                .w = WEIGHTS[i / 4],
+                                .dst = QIE_F32,
+                                .bias = QIE_DTYPE_COUNT,
+                                .scale = 1});
+    odd_weights = false;
 }
 
 QTEST(test_linear_many_tasks_match_reference) {

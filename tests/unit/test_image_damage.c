@@ -54,7 +54,7 @@ QTEST(test_damage_flipped_anywhere_is_clean) {
         for (size_t at = 0; at < n; at++)
             for (int k = 0; k < 10; k++) {
                 uint8_t was = bytes[at];
-                bytes[at] = k < 8 ? (uint8_t)(was ^ 1 << k) : k == 8 ? 0 : 0xff;
+                bytes[at] = (uint8_t)(k < 8 ? was ^ 1 << k : k == 8 ? 0 : 0xff);
                 if (bytes[at] != was)
                     n_accepted += decode_safely(bytes, n, FILES[i], at);
                 bytes[at] = was;

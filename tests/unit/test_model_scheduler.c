@@ -4,15 +4,21 @@
 #include "base/json.h"
 #include "model/scheduler.h"
 
-static const qie_scheduler_config RELEASED = {.num_train_timesteps = 1000, .use_dynamic_shifting = true,
-                                              .base_shift = 0.5, .max_shift = 0.9, .shift = 1.0,
-                                              .base_image_seq_len = 256, .max_image_seq_len = 8192,
-                                              .shift_terminal = 0.02, .exponential = true};
+static const qie_scheduler_config RELEASED = {.num_train_timesteps = 1000,
+                                              .use_dynamic_shifting = true,
+                                              .base_shift = 0.5,
+                                              .max_shift = 0.9,
+                                              .shift = 1.0,
+                                              .base_image_seq_len = 256,
+                                              .max_image_seq_len = 8192,
+                                              .shift_terminal = 0.02,
+                                              .exponential = true};
 
 QTEST(test_scheduler_recorded_within_1e_6) {
     qie_error e = {0};
     qie_json *j;
-    ASSERT_OK(qie_json_parse_file(QIE_SOURCE_DIR "/tests/golden/unit/schedule.json", 1 << 20, &j, &e));
+    ASSERT_OK(
+        qie_json_parse_file(QIE_SOURCE_DIR "/tests/golden/unit/schedule.json", 1 << 20, &j, &e));
     for (size_t i = 0; i < qie_json_size(j); i++) {
         qie_json *row = qie_json_at(j, i), *sig = qie_json_member(row, "sigmas");
         qie_json *ts = qie_json_member(row, "timesteps");

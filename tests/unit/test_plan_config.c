@@ -3,21 +3,22 @@
 #include "qtest.h"
 
 #include "base/files.h"
-#include "base/json.h"
 #include "base/fs.h"
+#include "base/json.h"
 #include "plan/config.h"
 #include "plan/memory.h"
 #include "plan/tensors.h"
 
 #define MODEL QIE_SOURCE_DIR "/tests/golden/model"
 
-static const char *const NAMES[] = {"model_index.json", "transformer/config.json", "text_encoder/config.json",
-                                    "vae/config.json", "scheduler/scheduler_config.json",
-                                    "processor/preprocessor_config.json"};
+static const char *const NAMES[] = {
+    "model_index.json", "transformer/config.json",         "text_encoder/config.json",
+    "vae/config.json",  "scheduler/scheduler_config.json", "processor/preprocessor_config.json"};
 enum { N = sizeof NAMES / sizeof *NAMES };
 
 /* The tiny model's configs as built-in files, one of them replaced by `text`. */
-static qie_status read_with(const char *name, const char *text, qie_model_config *out, qie_error *e) {
+static qie_status read_with(const char *name, const char *text, qie_model_config *out,
+                            qie_error *e) {
     qie_builtin_file table[N + 2] = {0};
     unsigned char *data[N] = {0};
     size_t k = 0;
@@ -50,8 +51,8 @@ static qie_status read_with(const char *name, const char *text, qie_model_config
 }
 
 /* One key of one config set to a JSON value. */
-static qie_status read_set(const char *name, const char *key, const char *value, qie_model_config *out,
-                           qie_error *e) {
+static qie_status read_set(const char *name, const char *key, const char *value,
+                           qie_model_config *out, qie_error *e) {
     char path[512];
     qie_json *j, *v;
     snprintf(path, sizeof path, MODEL "/%s", name);
@@ -123,7 +124,8 @@ QTEST(test_config_absurd_numbers_are_refused_with_file_and_key) {
         qie_model_config c;
         qie_status st = read_set(cases[i][0], cases[i][1], cases[i][2], &c, &e);
         if (st != QIE_E_CORRUPT && st != QIE_E_UNSUPPORTED)
-            QTEST_FAIL("%s %s = %s: %s", cases[i][0], cases[i][1], cases[i][2], qie_status_name(st));
+            QTEST_FAIL("%s %s = %s: %s", cases[i][0], cases[i][1], cases[i][2],
+                       qie_status_name(st));
         /* contradictions between two files are told of one of them */
         ASSERT_CONTAINS(e.message, ".json");
     }
@@ -132,14 +134,18 @@ QTEST(test_config_absurd_numbers_are_refused_with_file_and_key) {
 QTEST(test_config_other_models_are_unsupported) {
     qie_error e = {0};
     qie_model_config c;
-    ASSERT_INT(read_set("transformer/config.json", "use_layer3d_rope", "true", &c, &e), QIE_E_UNSUPPORTED);
-    ASSERT_INT(read_set("transformer/config.json", "guidance_embeds", "true", &c, &e), QIE_E_UNSUPPORTED);
-    ASSERT_INT(read_set("transformer/config.json", "_class_name", "\"FluxTransformer2DModel\"", &c, &e),
+    ASSERT_INT(read_set("transformer/config.json", "use_layer3d_rope", "true", &c, &e),
                QIE_E_UNSUPPORTED);
+    ASSERT_INT(read_set("transformer/config.json", "guidance_embeds", "true", &c, &e),
+               QIE_E_UNSUPPORTED);
+    ASSERT_INT(
+        read_set("transformer/config.json", "_class_name", "\"FluxTransformer2DModel\"", &c, &e),
+        QIE_E_UNSUPPORTED);
     ASSERT_INT(read_set("scheduler/scheduler_config.json", "use_karras_sigmas", "true", &c, &e),
                QIE_E_UNSUPPORTED);
-    ASSERT_INT(read_with("model_index.json", "{\"_class_name\":\"StableDiffusionPipeline\"}", &c, &e),
-               QIE_E_UNSUPPORTED);
+    ASSERT_INT(
+        read_with("model_index.json", "{\"_class_name\":\"StableDiffusionPipeline\"}", &c, &e),
+        QIE_E_UNSUPPORTED);
     ASSERT_CONTAINS(e.message, "StableDiffusionPipeline");
 }
 
@@ -186,27 +192,42 @@ static bool count_spec(void *arg, const qie_tensor_spec *s) {
     return true;
 }
 
-/* Released sizes: the counts of the released files, from instantiating the classes at those sizes. */
+/* Released sizes: the counts of the released files, from instantiating the classes at those sizes.
+ */
 QTEST(test_tensors_released_sizes_have_the_released_counts) {
-    qie_transformer_config t = {.patch_size = 2, .in_channels = 64, .out_channels = 16, .num_layers = 60,
-                                .attention_head_dim = 128, .num_attention_heads = 24,
-                                .joint_attention_dim = 3584, .inner_dim = 3072};
+    qie_transformer_config t = {.patch_size = 2,
+                                .in_channels = 64,
+                                .out_channels = 16,
+                                .num_layers = 60,
+                                .attention_head_dim = 128,
+                                .num_attention_heads = 24,
+                                .joint_attention_dim = 3584,
+                                .inner_dim = 3072};
     int64_t n[2] = {0, 0};
     ASSERT(qie_tensors_transformer(&t, count_spec, n));
     ASSERT_INT(n[0], 1933);
     ASSERT_INT(n[1], 20430401088);
-    qie_text_config x = {.vocab_size = 152064, .hidden_size = 3584, .intermediate_size = 18944,
-                         .num_hidden_layers = 28, .num_attention_heads = 28, .num_key_value_heads = 4,
+    qie_text_config x = {.vocab_size = 152064,
+                         .hidden_size = 3584,
+                         .intermediate_size = 18944,
+                         .num_hidden_layers = 28,
+                         .num_attention_heads = 28,
+                         .num_key_value_heads = 4,
                          .head_dim = 128};
-    qie_vision_config v = {.depth = 32, .hidden_size = 1280, .num_heads = 16, .intermediate_size = 3420,
-                           .out_hidden_size = 3584, .patch_size = 14, .temporal_patch_size = 2,
+    qie_vision_config v = {.depth = 32,
+                           .hidden_size = 1280,
+                           .num_heads = 16,
+                           .intermediate_size = 3420,
+                           .out_hidden_size = 3584,
+                           .patch_size = 14,
+                           .temporal_patch_size = 2,
                            .spatial_merge_size = 2};
     n[0] = n[1] = 0;
     ASSERT(qie_tensors_text_encoder(&x, &v, count_spec, n));
     ASSERT_INT(n[0], 729);
     ASSERT_INT(n[1], 8292166656);
-    qie_vae_config a = {.base_dim = 96, .z_dim = 16, .num_res_blocks = 2, .n_levels = 4,
-                        .dim_mult = {1, 2, 4, 4}};
+    qie_vae_config a = {
+        .base_dim = 96, .z_dim = 16, .num_res_blocks = 2, .n_levels = 4, .dim_mult = {1, 2, 4, 4}};
     n[0] = n[1] = 0;
     ASSERT(qie_tensors_vae(&a, count_spec, n));
     ASSERT_INT(n[0], 186); /* 194 less the 8 of time_conv, which a single frame never uses */
@@ -216,13 +237,21 @@ QTEST(test_memory_plan_huge_requests_do_not_overflow) {
     qie_error e = {0};
     qie_model_config c;
     ASSERT_OK(read_with(NULL, NULL, &c, &e));
-    qie_size_plan s = {.n_images = 1, .n_target = INT64_C(1) << 40, .n_reference = INT64_C(1) << 40,
-                       .n_patches = INT64_C(1) << 40, .n_vision_tokens = INT64_C(1) << 40,
+    qie_size_plan s = {.n_images = 1,
+                       .n_target = INT64_C(1) << 40,
+                       .n_reference = INT64_C(1) << 40,
+                       .n_patches = INT64_C(1) << 40,
+                       .n_vision_tokens = INT64_C(1) << 40,
                        .generated = {1 << 20, 1 << 20}};
     s.images[0].vae = (qie_size){1 << 20, 1 << 20};
-    qie_memory_request r = {.model = &c, .sizes = &s, .act = QIE_F32, .n_passes = 2,
-                            .n_ids = {INT64_C(1) << 50, 1}, .n_text = {INT64_C(1) << 50, 1},
-                            .n_steps = 200, .n_outputs = 10};
+    qie_memory_request r = {.model = &c,
+                            .sizes = &s,
+                            .act = QIE_F32,
+                            .n_passes = 2,
+                            .n_ids = {INT64_C(1) << 50, 1},
+                            .n_text = {INT64_C(1) << 50, 1},
+                            .n_steps = 200,
+                            .n_outputs = 10};
     qie_memory_plan p;
     ASSERT(!qie_memory_plan_make(&r, &p));
 }

@@ -21,7 +21,8 @@ QTEST(test_sizes_dims_recorded_exact) {
     ASSERT_OK(qie_json_parse_file(QIE_SOURCE_DIR "/tests/golden/unit/sizes.json", 1 << 20, &j, &e));
     for (size_t i = 0; i < qie_json_size(j); i++) {
         qie_json *row = qie_json_at(j, i), *out = qie_json_member(row, "out");
-        double w = qie_json_number(qie_json_member(row, "w")), h = qie_json_number(qie_json_member(row, "h"));
+        double w = qie_json_number(qie_json_member(row, "w")),
+               h = qie_json_number(qie_json_member(row, "h"));
         qie_size s = qie_dims(qie_json_number(qie_json_member(row, "area")), w / h);
         ASSERT_INT(s.w, qie_json_integer(qie_json_at(out, 0)));
         ASSERT_INT(s.h, qie_json_integer(qie_json_at(out, 1)));
@@ -30,7 +31,8 @@ QTEST(test_sizes_dims_recorded_exact) {
     qie_json_free(j);
 }
 
-/* Rows of the table in docs/MODEL.md: source, condition, after the second resize, output, tokens. */
+/* Rows of the table in docs/MODEL.md: source, condition, after the second resize, output, tokens.
+ */
 QTEST(test_sizes_plan_default_equals_diffusers) {
     static const int rows[][11] = {
         {512, 512, 384, 384, 392, 392, 196, 1024, 1024, 4096, 64},
@@ -93,7 +95,8 @@ QTEST(test_sizes_max_side_bounds_output_and_references) {
     qie_model_config m = released();
     for (int side = 64; side <= 4096; side += 37)
         for (int ratio = 0; ratio < 5; ratio++) {
-            static const qie_size in[5] = {{512, 512}, {1920, 1080}, {900, 1600}, {3000, 1000}, {640, 480}};
+            static const qie_size in[5] = {
+                {512, 512}, {1920, 1080}, {900, 1600}, {3000, 1000}, {640, 480}};
             qie_size_request q = {.n_images = 1, .images = {in[ratio]}, .max_side = side};
             qie_size_plan s;
             qie_error e = {0};

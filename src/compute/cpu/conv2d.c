@@ -89,7 +89,7 @@ static void conv_task(void *arg, size_t index, int i_thread) {
                          (const unsigned char *)a->bias.data +
                              (size_t)n0 * qie_dtype_size(a->bias.dtype),
                          a->bias.dtype, n);
-    qie_epilogue e = {.bias = a->bias.data ? bias : NULL};
+    qie_epilogue e = {.bias = a->bias.data ? bias : NULL, .ldy = panels.cols, .ldd = n_all};
 
     int64_t block = (int64_t)QIE_K_UNITS * g->unit, n_tiles = qie_ceil_div(m, g->mr);
     for (int64_t k0 = 0; k0 < job->k; k0 += block) {
@@ -106,12 +106,9 @@ static void conv_task(void *arg, size_t index, int i_thread) {
                     c + panels.col[p], panels.cols, NULL, k0 > 0);
             if (k0 + k < job->k)
                 continue;
-            for (int64_t r = 0; r < rows; r++) {
-                size_t i = (size_t)((m0 + r0 + r) * n_all + n0) * size;
-                e.residual = a->residual.data ? (const unsigned char *)a->residual.data + i : NULL;
-                kernels->epilogue(&e, c + r * panels.cols, (unsigned char *)a->dst.data + i,
-                                  a->dst.dtype, n);
-            }
+            size_t i = (size_t)((m0 + r0) * n_all + n0) * size;
+            e.residual = a->residual.data ? (const unsigned char *)a->residual.data + i : NULL;
+            kernels->epilogue(&e, c, (unsigned char *)a->dst.data + i, a->dst.dtype, n, rows);
         }
     }
 }

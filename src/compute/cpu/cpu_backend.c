@@ -6,6 +6,7 @@
 #include "compute/backend.h"
 #include "compute/cpu/cpu_backend.h"
 #include "compute/cpu/cpu_state.h"
+#include "compute/cpu/onednn_backend.h"
 #include "compute/cpu/ref.h"
 
 static size_t round_up(size_t n) {
@@ -21,62 +22,81 @@ static qie_cpu_state plan(const qie_compute_limits *limits) {
     return s;
 }
 
+typedef enum kind { CPU, REF, ONEDNN, UNKNOWN } kind;
+static const char *const NAMES[] = {"cpu", "ref", "onednn"};
+
+static kind kind_of(const char *name) {
+    for (int i = 0; name && i < UNKNOWN; i++)
+        if (!strcmp(name, NAMES[i]))
+            return (kind)i;
+    return name ? UNKNOWN : CPU;
+}
+
 size_t qie_compute_scratch_bytes(const char *name, int n_threads,
                                  const qie_compute_limits *limits) {
-    if (name && !strcmp(name, "ref"))
+    kind k = kind_of(name);
+    if (k == ONEDNN)
+        return qie_onednn_scratch_bytes(n_threads, limits);
+    if (k != CPU)
         return 0;
     qie_cpu_state s = plan(limits);
     return s.shared_bytes + (size_t)(n_threads < 1 ? 1 : n_threads) * s.thread_bytes;
 }
 
+/* Replace the plain C entries by those of the level. */
+static qie_status fill(qie_compute *c, const qie_compute_limits *limits, qie_error *err) {
+    (void)limits;
+    (void)err;
 #if defined(__x86_64__)
-/* Entries for a level above plain C. */
-static void fill(qie_compute *c, qie_cpu_state *state) {
-    state->kernels = c->level >= QIE_CPU_AVX512 ? &qie_kernels_avx512 : &qie_kernels_avx2;
+    if (c->level == QIE_CPU_REF)
+        return QIE_OK;
+    qie_cpu_state *state = malloc(sizeof *state);
+    QIE_FAIL_IF(!state, QIE_E_NO_MEMORY, err, NULL, "out of memory");
+    *state = plan(limits);
+    state->kernels = c->level >= QIE_CPU_AVX512BF16 ? &qie_kernels_avx512bf16
+                     : c->level >= QIE_CPU_AVX512   ? &qie_kernels_avx512
+                                                    : &qie_kernels_avx2;
     state->bf16 = c->level >= QIE_CPU_AVX512BF16 ? &qie_bf16_gemm_avx512bf16 : NULL;
+    c->state = state;
+    c->release_state = free;
     c->bf16_native = state->bf16 != NULL;
     c->ops.linear = qie_cpu_linear;
     c->ops.conv2d = qie_cpu_conv2d;
     c->ops.attention = qie_cpu_attention;
     qie_cpu_fill_rows(&c->ops);
-}
 #endif
+    return QIE_OK;
+}
 
 qie_status qie_compute_create_level(const char *name, qie_cpu_level level, int n_threads,
                                     const qie_compute_limits *limits, qie_compute **out,
                                     qie_error *err) {
+    qie_status st = QIE_OK;
+    kind k = kind_of(name);
     *out = NULL;
-    if (!name)
-        name = "cpu";
-    QIE_FAIL_IF(strcmp(name, "cpu") && strcmp(name, "ref"), QIE_E_INVALID, err, "backend",
-                "back end '%s' is not one of cpu, ref", name);
+    QIE_FAIL_IF(k == UNKNOWN, QIE_E_INVALID, err, "backend",
+                "back end '%s' is not one of cpu, ref, onednn", name);
     qie_compute *c = calloc(1, sizeof *c);
     QIE_FAIL_IF(!c, QIE_E_NO_MEMORY, err, NULL, "out of memory");
-    bool ref = !strcmp(name, "ref");
-    c->name = ref ? "ref" : "cpu";
-    c->level = ref ? QIE_CPU_REF : level;
+    c->name = NAMES[k];
+    c->level = k == REF ? QIE_CPU_REF : level;
     c->n_threads = n_threads < 1 ? 1 : n_threads;
-    qie_ref_fill(&c->ops);
-#if defined(__x86_64__)
-    if (c->level > QIE_CPU_REF) {
-        qie_cpu_state *state = malloc(sizeof *state);
-        c->state = state;
-        c->release_state = free;
-        size_t bytes = qie_compute_scratch_bytes(name, c->n_threads, limits);
-        if (state)
-            c->scratch = aligned_alloc(64, round_up(bytes));
-        if (!c->scratch) {
-            qie_compute_destroy(c);
-            QIE_FAIL_IF(true, QIE_E_NO_MEMORY, err, NULL, "out of memory: %zu bytes of scratch",
-                        bytes);
-        }
-        c->scratch_bytes = bytes;
-        *state = plan(limits);
-        fill(c, state);
+    c->scratch_bytes = qie_compute_scratch_bytes(name, c->n_threads, limits);
+    if (c->scratch_bytes && !(c->scratch = aligned_alloc(64, round_up(c->scratch_bytes)))) {
+        st = qie_fail(err, QIE_E_NO_MEMORY, NULL, "out of memory: %zu bytes of scratch",
+                      c->scratch_bytes);
+        goto fail;
     }
-#endif
+    qie_ref_fill(&c->ops);
+    if (k == CPU)
+        QIE_TRY_GOTO(fill(c, limits, err));
+    else if (k == ONEDNN)
+        QIE_TRY_GOTO(qie_onednn_init(c, limits, err));
     *out = c;
     return QIE_OK;
+fail:
+    qie_compute_destroy(c);
+    return st;
 }
 
 qie_status qie_compute_create(const char *name, int n_threads, const qie_compute_limits *limits,

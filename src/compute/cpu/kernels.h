@@ -76,20 +76,22 @@ typedef struct qie_gemm {
     void (*softmax)(const qie_softmax_args *a);
 } qie_gemm;
 
-/* What happens to a finished row of sums. */
+/* What happens to finished rows of sums. */
 typedef struct qie_epilogue {
     const float *bias; /* NULL: none */
     qie_act act;
     qie_store store;
     const float *gate;
-    const void *residual; /* NULL: none; type of dst */
+    const void *residual; /* NULL: none; type and layout of dst */
+    int64_t ldy, ldd;     /* elements between rows of sums; of dst and residual */
 } qie_epilogue;
 
 typedef struct qie_kernels {
     const char *name;
     const qie_gemm *f32;
-    /* n sums at y to n elements of type dtype at dst. */
-    void (*epilogue)(const qie_epilogue *e, const float *y, void *dst, qie_dtype dtype, int64_t n);
+    /* Rows of n sums at y to rows of n elements of type dtype at dst. */
+    void (*epilogue)(const qie_epilogue *e, const float *y, void *dst, qie_dtype dtype, int64_t n,
+                     int64_t rows);
     /* O[j][0 .. d) = acc[0 .. d)[j] / sum[j] for j < n: acc [d][cols]; rows of dst ld elements
      * apart. */
     void (*finish_attention)(const float *acc, const float *sum, int cols, int64_t d, int64_t n,
@@ -112,7 +114,7 @@ typedef struct qie_kernels {
 
 #if defined(__x86_64__)
 extern const qie_gemm qie_f32_gemm_avx2, qie_f32_gemm_avx512, qie_bf16_gemm_avx512bf16;
-extern const qie_kernels qie_kernels_avx2, qie_kernels_avx512;
+extern const qie_kernels qie_kernels_avx2, qie_kernels_avx512, qie_kernels_avx512bf16;
 #endif
 
 #endif

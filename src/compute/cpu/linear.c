@@ -51,25 +51,27 @@ static void load_bias(const qie_kernels *kernels, const qie_vec *bias, int64_t n
 static void finish_rows(const linear_job *job, const float *bias, const float *sums, int64_t ld,
                         int64_t row0, int64_t n_rows, int64_t n0, int64_t n) {
     const qie_linear_args *a = job->a;
-    qie_epilogue e = {.bias = bias, .act = a->act, .store = a->store};
-    for (int64_t r = row0; r < row0 + n_rows; r++) {
-        if (a->store == QIE_STORE_GATED_ADD)
-            e.gate = a->gate[r >= a->split] + n0;
-        qie_cpu_state_of(job->c)->kernels->epilogue(&e, sums + (r - row0) * ld,
-                                                    mat_at(&a->dst, r, n0), a->dst.dtype, n);
+    qie_epilogue e = {.bias = bias, .act = a->act, .store = a->store, .ldy = ld, .ldd = a->dst.ld};
+    int64_t end = row0 + n_rows;
+    for (int64_t from = row0, to; from < end; from = to) {
+        to = end;
+        if (a->store == QIE_STORE_GATED_ADD) {
+            e.gate = a->gate[from >= a->split] + n0;
+            if (from < a->split && a->split < end)
+                to = a->split;
+        }
+        qie_cpu_state_of(job->c)->kernels->epilogue(
+            &e, sums + (from - row0) * ld, mat_at(&a->dst, from, n0), a->dst.dtype, n, to - from);
     }
 }
 
-/* Ask for a share (i of n) of the rows [r0, r0 + rows) x k elements of x: a kilobyte here and there
- * is too short for the processor to guess, and x comes from far away. */
-static void prefetch_x(const qie_mat *x, int64_t r0, int64_t rows, int64_t k0, int64_t k, int i,
-                       int n) {
-    int64_t bytes = k * (int64_t)qie_dtype_size(x->dtype);
-    for (int64_t r = r0 + rows * i / n; r < r0 + rows * (i + 1) / n; r++) {
-        const unsigned char *p = mat_at(x, r, k0);
+/* Ask for share i of n of `rows` pieces of `bytes`, `step` bytes apart: a kilobyte here and there
+ * is too short for the processor to guess, and x and the weights come from far away. */
+static void prefetch(const unsigned char *p, size_t step, int64_t rows, int64_t bytes, int64_t i,
+                     int64_t n) {
+    for (int64_t r = rows * i / n; r < rows * (i + 1) / n; r++)
         for (int64_t b = 0; b < bytes; b += 64)
-            __builtin_prefetch(p + b, 0, 2);
-    }
+            __builtin_prefetch(p + (size_t)r * step + b, 0, 2);
 }
 
 static void linear_task(void *arg, size_t index, int i_thread) {
@@ -89,8 +91,12 @@ static void linear_task(void *arg, size_t index, int i_thread) {
         load_bias(qie_cpu_state_of(job->c)->kernels, &a->bias, n0, n, bias);
 
     int64_t block = (int64_t)QIE_K_UNITS * g->unit, n_tiles = qie_ceil_div(m, g->mr);
+    int64_t x_size = (int64_t)qie_dtype_size(a->x.dtype),
+            w_size = (int64_t)qie_dtype_size(a->w.dtype);
+    size_t x_step = (size_t)(a->x.ld * x_size);
     for (int64_t k0 = 0; k0 < k_all; k0 += block) {
         int64_t k = k_all - k0 < block ? k_all - k0 : block, steps = qie_ceil_div(k, g->unit);
+        int64_t next_k = k_all - k0 - k < block ? k_all - k0 - k : block;
         for (int p = 0; p < panels.n; p++)
             g->pack_b(block_b + panels.col[p] * steps * 4, panels.vectors[p],
                       weight_at(&a->w, n0 + panels.col[p], k0), a->w.dtype, k_all,
@@ -99,10 +105,12 @@ static void linear_task(void *arg, size_t index, int i_thread) {
             int64_t r0 = m * t / n_tiles, rows = m * (t + 1) / n_tiles - r0;
             float *c = sums + r0 * panels.cols;
             g->copy_a(block_a, mat_at(&a->x, m0 + r0, k0), a->x.dtype, a->x.ld, rows, k);
-            int64_t next = m * (t + 2) / n_tiles - (r0 + rows);
+            int64_t next_rows = t + 1 < n_tiles ? m * (t + 2) / n_tiles - (r0 + rows) : 0;
             for (int p = 0; p < panels.n; p++) {
-                if (t + 1 < n_tiles)
-                    prefetch_x(&a->x, m0 + r0 + rows, next, k0, k, p, panels.n);
+                prefetch(mat_at(&a->x, m0 + r0 + rows, k0), x_step, next_rows, k * x_size, p,
+                         panels.n);
+                prefetch(weight_at(&a->w, n0, k0 + k), (size_t)(k_all * w_size), n, next_k * w_size,
+                         t * panels.n + p, n_tiles * panels.n);
                 g->tile[QIE_A_ROWS][panels.vectors[p] - 1][rows](
                     steps, block_a, 0, block_b + panels.col[p] * steps * 4, c + panels.col[p],
                     panels.cols, NULL, k0 > 0);

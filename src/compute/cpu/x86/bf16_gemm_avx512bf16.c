@@ -106,16 +106,15 @@ static void bf16_pack_b_avx512bf16(void *dst, int nv, const void *src, qie_dtype
         pack_b_body(dst, nv, src, QIE_F16, ld, n, k);
 }
 
-ALWAYS void copy16(void *dst_, const void *src_, int64_t n) {
-    unsigned char *dst = dst_;
-    const unsigned char *src = src_;
+/* Whole vectors are written: up to 31 elements behind dst + n are zeroed. Rows of A have room for
+ * that; partial stores are slow, and small convolutions consist of ends. */
+ALWAYS void copy_wide(qie_bf16 *dst, const qie_bf16 *src, int64_t n) {
     int64_t i = 0;
     for (; i + 32 <= n; i += 32)
-        _mm512_storeu_si512(dst + 2 * i, _mm512_loadu_si512(src + 2 * i));
-    if (i < n) {
-        __mmask32 m = (__mmask32)((1ull << (n - i)) - 1);
-        _mm512_mask_storeu_epi16(dst + 2 * i, m, _mm512_maskz_loadu_epi16(m, src + 2 * i));
-    }
+        _mm512_storeu_si512(dst + i, _mm512_loadu_si512(src + i));
+    if (i < n)
+        _mm512_storeu_si512(dst + i,
+                            _mm512_maskz_loadu_epi16((__mmask32)((1ull << (n - i)) - 1), src + i));
 }
 
 static void bf16_copy_a_avx512bf16(void *dst, const void *src, qie_dtype dtype, int64_t ld,
@@ -123,13 +122,16 @@ static void bf16_copy_a_avx512bf16(void *dst, const void *src, qie_dtype dtype, 
     (void)dtype; /* BF16: other activations take the float kernels */
     for (int64_t r = 0; r < n; r++) {
         qie_bf16 *out = (qie_bf16 *)((unsigned char *)dst + r * QIE_A_STRIDE);
-        copy16(out, (const qie_bf16 *)src + r * ld, k);
-        if (k & 1)
-            out[k] = 0;
+        copy_wide(out, (const qie_bf16 *)src + r * ld, k); /* an odd end gets its zero, too */
     }
 }
-#define GATHER_COPY(dst, from, n) copy16(dst, (const qie_bf16 *)g->data + (from), n)
+#define GATHER_COPY(dst, from, n) copy_wide(dst, (const qie_bf16 *)g->data + (from), n)
 #define GATHER_ELEMENT qie_bf16
+#define GATHER_ZERO(dst, n)                      \
+    do {                                         \
+        for (int64_t z_ = 0; z_ < (n); z_ += 32) \
+            vf_store((dst) + z_, vf_zero());     \
+    } while (0)
 #define GATHER_UNIT 2
 #define GATHER_NAME bf16_gather_a_avx512bf16
 #include "compute/cpu/x86/gather.inc"
