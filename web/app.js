@@ -760,7 +760,7 @@ function showFacts(job) {
   }
   if (r.timings?.total_s !== undefined) {
     const q = r.timings.queued_s ?? 0, total = r.timings.total_s;
-    rows.push(['f.time', q >= 1 ? t('f.time.parts', { t: duration(Math.max(0, total - q)), q: duration(q) }) : duration(total)]);
+    rows.push(['f.time', q >= 1 ? t('f.time.parts', { t: duration(total), q: duration(q) }) : duration(total)]);
   }
   if (r.model) rows.push(['f.model', r.model]);
   $('facts').replaceChildren(...rows.map(([name, value]) => make('div', {}, make('dt', { textContent: t(name) }), make('dd', {}, value))));
@@ -974,8 +974,8 @@ async function lookAtHealth() {
 async function lookAtServer() {
   const list = await getJson('v1/models');
   const m = list.data?.[0] ?? {};
-  server.known = true;
-  server.model = m.id ?? '';
+  server.known = m.defaults?.num_inference_steps !== undefined; // not yet while the model is loading
+  server.model = server.known ? m.id ?? '' : '';
   server.about = m.about ?? null;
   for (const [to, from] of [[server.defaults, m.defaults], [server.limits, m.limits]]) {
     for (const [name, value] of Object.entries(from ?? {})) if (value !== null || to === server.defaults) to[name] = value;
@@ -1110,7 +1110,13 @@ function start() {
     if (fresh && !shown.id) show(fresh.id); // made in another tab while this one is idle
   });
   document.addEventListener('visibilitychange', () => { if (!document.hidden) { lookAtHealth(); lookAtOthers(); } });
-  setInterval(() => { if (!document.hidden) lookAtHealth(); }, HEALTH_POLL_MS);
+  let healthAt = 0;
+  setInterval(() => { // often while the model is loading or the server is away
+    const due = server.known && $('service-dot').dataset.is === 'good' ? HEALTH_POLL_MS : 2000;
+    if (document.hidden || document.querySelector('dialog[open]') || performance.now() - healthAt < due) return;
+    healthAt = performance.now();
+    lookAtHealth();
+  }, 1000);
   setInterval(() => { if (!document.hidden) lookAtOthers(); }, JOB_POLL_MS);
   setInterval(() => { if (!$('working').hidden) countDown(); }, 500);
 

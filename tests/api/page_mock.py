@@ -136,7 +136,7 @@ class Service:
             scale = float(job["fields"].get("true_cfg_scale", 1 if self.demo else 4))
             v.update(seed=job["seed"], width=w, height=h, num_inference_steps=job["steps"], true_cfg_scale=scale,
                      cfg=scale > 1, model="demo" if self.demo else "Qwen/Qwen-Image-Edit-2511",
-                     timings={"queued_s": job["started"] - job["at"], "total_s": job["ended"] - job["at"]},
+                     timings={"queued_s": job["started"] - job["at"], "total_s": job["ended"] - job["started"]},
                      warnings=["guidance_scale has no effect on this model"] if "guidance_scale" in job["fields"] else [])
         return v
 
