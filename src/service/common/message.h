@@ -1,7 +1,7 @@
-/* What master and worker say to each other: one fixed-size struct per packet of a SOCK_SEQPACKET pair,
- * with a memfd attached where bytes of any length travel. Both ends are the same binary; the version
- * guards against a program replaced while the service runs. Neither side trusts the other's bytes:
- * sizes are checked before use and files are read with pread, never mapped. */
+/* What master and worker say to each other: one fixed-size struct per packet of a SOCK_SEQPACKET
+ * pair, with a memfd attached where bytes of any length travel. Both ends are the same binary; the
+ * version guards against a program replaced while the service runs. Neither side trusts the other's
+ * bytes: sizes are checked before use and files are read with pread, never mapped. */
 #ifndef QIE_SERVICE_MESSAGE_H
 #define QIE_SERVICE_MESSAGE_H
 

@@ -1,5 +1,5 @@
-/* Pictures named by address. The name is resolved here, every address is judged, and the transfer is told
- * to connect to the one judged: a second look-up with another answer has no chance. */
+/* Pictures named by address. The name is resolved here, every address is judged, and the transfer
+ * is told to connect to the one judged: a second look-up with another answer has no chance. */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <netdb.h>
@@ -17,7 +17,8 @@
 #define WITHIN_S 20
 #define MAX_REDIRECTS 3
 
-/* The 16 bytes of an address; IPv4 inside IPv6 (mapped, NAT64, 6to4) as its IPv4. Returns 4 or 16. */
+/* The 16 bytes of an address; IPv4 inside IPv6 (mapped, NAT64, 6to4) as its IPv4. Returns 4 or 16.
+ */
 static int bytes_of(const struct sockaddr_storage *a, uint8_t out[16]) {
     static const uint8_t mapped[12] = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff};
     static const uint8_t nat64[12] = {0, 0x64, 0xff, 0x9b};
@@ -57,10 +58,10 @@ bool svc_cidr_has(const char *cidr, const void *address) {
 /* Special-purpose blocks of the IANA registries. */
 static bool is_public(const struct sockaddr_storage *a) {
     static const char *const blocks[] = {
-        "0.0.0.0/8",     "10.0.0.0/8",      "100.64.0.0/10",   "127.0.0.0/8",    "169.254.0.0/16",
-        "172.16.0.0/12", "192.0.0.0/24",    "192.0.2.0/24",    "192.88.99.0/24", "192.168.0.0/16",
-        "198.18.0.0/15", "198.51.100.0/24", "203.0.113.0/24",  "224.0.0.0/3",    "::/8",
-        "100::/64",      "2001::/23",       "2001:db8::/32",   "fc00::/7",       "fe80::/10",
+        "0.0.0.0/8",     "10.0.0.0/8",      "100.64.0.0/10",  "127.0.0.0/8",    "169.254.0.0/16",
+        "172.16.0.0/12", "192.0.0.0/24",    "192.0.2.0/24",   "192.88.99.0/24", "192.168.0.0/16",
+        "198.18.0.0/15", "198.51.100.0/24", "203.0.113.0/24", "224.0.0.0/3",    "::/8",
+        "100::/64",      "2001::/23",       "2001:db8::/32",  "fc00::/7",       "fe80::/10",
         "fec0::/10",     "ff00::/8",        "64:ff9b:1::/48"};
     for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++)
         if (svc_cidr_has(blocks[i], a))
@@ -76,7 +77,8 @@ static bool is_allowed(const svc_fetch_rules *rules, const struct sockaddr_stora
 }
 
 /* Every address of the name must be allowed; the first is used. */
-static qie_status judge(const svc_fetch_rules *rules, const char *url, char address[64], qie_error *err) {
+static qie_status judge(const svc_fetch_rules *rules, const char *url, char address[64],
+                        qie_error *err) {
     char origin[1024];
     struct addrinfo hints = {.ai_socktype = SOCK_STREAM}, *list = NULL;
     qie_http_origin(url, origin, sizeof origin);
@@ -109,8 +111,8 @@ static qie_status judge(const svc_fetch_rules *rules, const char *url, char addr
     return QIE_OK;
 }
 
-static qie_status fetch_with(qie_http *h, const svc_fetch_rules *rules, const char *first, uint8_t **out,
-                             size_t *n, qie_error *err) {
+static qie_status fetch_with(qie_http *h, const svc_fetch_rules *rules, const char *first,
+                             uint8_t **out, size_t *n, qie_error *err) {
     char url[QIE_HTTP_URL_MAX], next[QIE_HTTP_URL_MAX], address[64], why[256];
     double end = qie_now_s() + WITHIN_S;
     snprintf(url, sizeof url, "%s", first);
@@ -142,8 +144,8 @@ static qie_status fetch_with(qie_http *h, const svc_fetch_rules *rules, const ch
         }
         free(body);
         if (e == QIE_HTTP_OK)
-            return qie_fail(err, QIE_E_INVALID, "image_url", "'image_url' answered %d%s", reply.status,
-                            size ? "" : " without content");
+            return qie_fail(err, QIE_E_INVALID, "image_url", "'image_url' answered %d%s",
+                            reply.status, size ? "" : " without content");
         return qie_fail(err, QIE_E_INVALID, "image_url", "'image_url' cannot be fetched: %s", why);
     }
     return qie_fail(err, QIE_E_INVALID, "image_url", "'image_url' redirects more than %d times",

@@ -21,7 +21,8 @@
 #define HEADERS_WITHIN_S 10.0
 #define IDLE_CONNECTION_S 75.0
 #define SILENCE_S 60u
-#define POOL_BYTES (20u << 10) /* headers of one request: the limit on them, and the cost of an idle listener */
+#define POOL_BYTES \
+    (20u << 10) /* headers of one request: the limit on them, and the cost of an idle listener */
 #define SPOOL_ABOVE (1u << 20)
 #define STREAM_MAX_BYTES (4u << 20)
 #define MAX_HEADERS 6
@@ -210,8 +211,8 @@ void svc_call_reply(svc_call *call, int status, const char *type, const void *bo
         void *out;
     } text = {.in = body}; /* the library's signature is older than const */
     set_response((request *)(void *)call, status, type,
-                 MHD_create_response_from_buffer(n, text.out,
-                                                 take ? MHD_RESPMEM_MUST_FREE : MHD_RESPMEM_MUST_COPY));
+                 MHD_create_response_from_buffer(
+                     n, text.out, take ? MHD_RESPMEM_MUST_FREE : MHD_RESPMEM_MUST_COPY));
 }
 
 void svc_call_reply_file(svc_call *call, int status, const char *type, int fd, size_t n) {
@@ -251,7 +252,8 @@ void svc_call_stream(svc_call *call, const char *type) {
     svc_call_set_header(call, "Cache-Control", "no-store");
     svc_call_set_header(call, "X-Accel-Buffering", "no");
     r->streaming = true;
-    set_response(r, 200, type, MHD_create_response_from_callback(MHD_SIZE_UNKNOWN, 1024, read_stream, r, NULL));
+    set_response(r, 200, type,
+                 MHD_create_response_from_callback(MHD_SIZE_UNKNOWN, 1024, read_stream, r, NULL));
 }
 
 bool svc_call_send(svc_call *call, const char *text, size_t n, bool droppable) {
@@ -299,7 +301,8 @@ typedef struct seeking {
     const char *found;
 } seeking;
 
-static enum MHD_Result seek(void *arg, enum MHD_ValueKind kind, const char *key, const char *value) {
+static enum MHD_Result seek(void *arg, enum MHD_ValueKind kind, const char *key,
+                            const char *value) {
     seeking *s = arg;
     (void)kind;
     (void)value;
@@ -331,16 +334,16 @@ static void choose_id(request *r) {
     uint64_t v[2] = {0, 0};
     ssize_t ignored = getrandom(v, sizeof v, 0);
     (void)ignored;
-    snprintf(r->call.request_id, sizeof r->call.request_id, "%016llx%08llx", (unsigned long long)v[0],
-             (unsigned long long)(v[1] & 0xffffffffu));
+    snprintf(r->call.request_id, sizeof r->call.request_id, "%016llx%08llx",
+             (unsigned long long)v[0], (unsigned long long)(v[1] & 0xffffffffu));
 }
 
 /* Refusals of the protocol itself. */
 static void refuse(request *r, int status, const char *type, const char *text) {
     char body[400];
     int n = snprintf(body, sizeof body,
-                     "{\"error\":{\"message\":\"%s\",\"type\":\"%s\",\"param\":null,\"code\":%d}}", text,
-                     type, status);
+                     "{\"error\":{\"message\":\"%s\",\"type\":\"%s\",\"param\":null,\"code\":%d}}",
+                     text, type, status);
     if (status == 503)
         svc_call_set_header(&r->call, "Retry-After", "5");
     svc_call_reply(&r->call, status, "application/json", body, (size_t)n, false);
@@ -423,7 +426,8 @@ static request *new_request(svc_http *h, struct MHD_Connection *c, conn_link *l,
     r->spool = -1;
     r->call.method = method;
     r->call.path = r->own_path;
-    const union MHD_ConnectionInfo *info = MHD_get_connection_info(c, MHD_CONNECTION_INFO_CLIENT_ADDRESS);
+    const union MHD_ConnectionInfo *info =
+        MHD_get_connection_info(c, MHD_CONNECTION_INFO_CLIENT_ADDRESS);
     if (info && info->client_addr)
         memcpy(&r->call.peer, info->client_addr,
                info->client_addr->sa_family == AF_INET6 ? sizeof(struct sockaddr_in6)
@@ -438,7 +442,8 @@ static enum MHD_Result on_access(void *arg, struct MHD_Connection *c, const char
     request *r = *state;
     (void)version;
     if (!r) {
-        const union MHD_ConnectionInfo *info = MHD_get_connection_info(c, MHD_CONNECTION_INFO_SOCKET_CONTEXT);
+        const union MHD_ConnectionInfo *info =
+            MHD_get_connection_info(c, MHD_CONNECTION_INFO_SOCKET_CONTEXT);
         conn_link *l = info ? info->socket_context : NULL;
         if (!l || !(r = new_request(h, c, l, url, method)))
             return MHD_NO;
@@ -446,7 +451,8 @@ static enum MHD_Result on_access(void *arg, struct MHD_Connection *c, const char
         l->deadline = 0;
         choose_id(r);
         head(r);
-        /* An answer before the body closes the connection, which is what a refused upload deserves. */
+        /* An answer before the body closes the connection, which is what a refused upload deserves.
+         */
         return r->replied ? queue(r) : MHD_YES;
     }
     if (r->gone && !r->queued)
@@ -498,7 +504,8 @@ static void on_completed(void *arg, struct MHD_Connection *c, void **state,
 }
 
 static void *on_request_line(void *arg, const char *uri, struct MHD_Connection *c) {
-    const union MHD_ConnectionInfo *info = MHD_get_connection_info(c, MHD_CONNECTION_INFO_SOCKET_CONTEXT);
+    const union MHD_ConnectionInfo *info =
+        MHD_get_connection_info(c, MHD_CONNECTION_INFO_SOCKET_CONTEXT);
     conn_link *l = info ? info->socket_context : NULL;
     double limit = qie_now_s() + HEADERS_WITHIN_S;
     (void)arg;
@@ -513,7 +520,8 @@ static void on_connection(void *arg, struct MHD_Connection *c, void **context,
     svc_http *h = arg;
     if (what == MHD_CONNECTION_NOTIFY_STARTED) {
         conn_link *l = calloc(1, sizeof *l);
-        const union MHD_ConnectionInfo *info = MHD_get_connection_info(c, MHD_CONNECTION_INFO_CONNECTION_FD);
+        const union MHD_ConnectionInfo *info =
+            MHD_get_connection_info(c, MHD_CONNECTION_INFO_CONNECTION_FD);
         if (!l)
             return;
         l->http = h;

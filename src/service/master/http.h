@@ -1,5 +1,6 @@
-/* HTTP behind a small interface (libmicrohttpd inside http.c): requests come whole, answers and streams
- * go out from the loop. A call that waits costs its connection's small pool and no thread. */
+/* HTTP behind a small interface (libmicrohttpd inside http.c): requests come whole, answers and
+ * streams go out from the loop. A call that waits costs its connection's small pool and no thread.
+ */
 #ifndef QIE_SERVICE_HTTP_H
 #define QIE_SERVICE_HTTP_H
 
@@ -39,14 +40,15 @@ struct svc_call {
     char client[96];   /* who asks: set by on_head */
     char args[2][80];  /* parts of the path that the route left open */
     void *state;       /* the handler's */
-    void (*on_gone)(svc_call *call); /* the client went away, or the answer is out: forget the call */
+    void (*on_gone)(
+        svc_call *call); /* the client went away, or the answer is out: forget the call */
 };
 
 qie_status svc_http_create(const svc_http_options *options, svc_loop *loop, svc_http **out,
                            qie_error *err);
 void svc_http_destroy(svc_http *h);
-/* Between two rounds of the loop: let the library work. Returns milliseconds until it wants to again,
- * at most `limit`. */
+/* Between two rounds of the loop: let the library work. Returns milliseconds until it wants to
+ * again, at most `limit`. */
 int svc_http_run(svc_http *h, int limit_ms);
 /* No new connections. */
 void svc_http_stop_listening(svc_http *h);

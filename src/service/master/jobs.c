@@ -16,7 +16,8 @@
 svc_job *svc_job_from_row(svc_master *m, svc_row *row) {
     svc_job *j = calloc(1, sizeof *j);
     qie_json *params = NULL, *inputs = NULL;
-    bool ok = j && qie_json_parse(row->params, strlen(row->params), "params", &params, NULL) == QIE_OK &&
+    bool ok = j &&
+              qie_json_parse(row->params, strlen(row->params), "params", &params, NULL) == QIE_OK &&
               svc_params_from_json(params, &j->params, NULL) == QIE_OK &&
               qie_json_parse(row->inputs, strlen(row->inputs), "inputs", &inputs, NULL) == QIE_OK &&
               qie_json_size(inputs) <= SVC_MAX_PICTURES;
@@ -218,7 +219,8 @@ static void on_ended(svc_task *t) {
     svc_master *m = e->master;
     svc_job *job = e->job;
     if (e->write.status != QIE_OK && !m->stopping) {
-        /* The state folder is full or broken: the end is kept in memory and written when it can be. */
+        /* The state folder is full or broken: the end is kept in memory and written when it can be.
+         */
         svc_note_error(m, e->write.error.message);
         m->storage_broken_until_s = qie_now_s() + 2;
         struct timespec pause = {.tv_nsec = 200000000};
@@ -289,8 +291,9 @@ void svc_job_retry(svc_master *m, svc_job *job, const char *reason) {
         return;
     }
     if (job->row.attempts >= SVC_MAX_ATTEMPTS) {
-        qie_fail(&e, QIE_E_INTERNAL, NULL, "the worker was lost %d times with this job, the last time: %s",
-                 job->row.attempts, reason);
+        qie_fail(&e, QIE_E_INTERNAL, NULL,
+                 "the worker was lost %d times with this job, the last time: %s", job->row.attempts,
+                 reason);
         svc_job_finish(m, job, SVC_FAILED, NULL, &e);
         return;
     }
@@ -369,12 +372,13 @@ void svc_jobs_served(svc_master *m, svc_job *job) {
     write_state(m, SVC_WRITE_START, job);
 }
 
-/* Jobs that come before it, counted as the order stands now: those of higher priority, and of each client
- * in its own as many as round robin lets pass. */
+/* Jobs that come before it, counted as the order stands now: those of higher priority, and of each
+ * client in its own as many as round robin lets pass. */
 int svc_job_position(svc_master *m, const svc_job *job) {
     int own = 0, n = 0;
     for (const svc_job *j = m->jobs; j && j != job; j = j->next)
-        own += waits(j) && j->row.priority == job->row.priority && !strcmp(j->row.client, job->row.client);
+        own += waits(j) && j->row.priority == job->row.priority &&
+               !strcmp(j->row.client, job->row.client);
     for (const svc_job *j = m->jobs; j; j = j->next) {
         if (j == job || !waits(j) || j->row.priority < job->row.priority)
             continue;
@@ -384,7 +388,8 @@ int svc_job_position(svc_master *m, const svc_job *job) {
         }
         int its = 0;
         for (const svc_job *k = m->jobs; k != j; k = k->next)
-            its += waits(k) && k->row.priority == j->row.priority && !strcmp(k->row.client, j->row.client);
+            its += waits(k) && k->row.priority == j->row.priority &&
+                   !strcmp(k->row.client, j->row.client);
         bool same = !strcmp(j->row.client, job->row.client);
         uint64_t a = turn_of(m, j->row.client), b = turn_of(m, job->row.client);
         bool older = a < b || (a == b && j->row.seq < job->row.seq);
@@ -428,7 +433,8 @@ int svc_retry_after(const svc_master *m) {
 
 qie_status svc_jobs_admit(svc_master *m, const char *client, qie_error *err) {
     int own = 0, others = 0, waiting = m->n_queued + m->n_reserved;
-    QIE_FAIL_IF(waiting >= m->o.queue_size, QIE_E_BUSY, err, NULL, "the queue is full (%d jobs)", waiting);
+    QIE_FAIL_IF(waiting >= m->o.queue_size, QIE_E_BUSY, err, NULL, "the queue is full (%d jobs)",
+                waiting);
     for (svc_job *j = m->jobs; j; j = j->next)
         if (j->row.status == SVC_QUEUED)
             *(strcmp(j->row.client, client) ? &others : &own) += 1;

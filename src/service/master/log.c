@@ -37,8 +37,8 @@ static void put(qie_log_level level, const char *event, const char *job, const c
         free(s);
         qie_json_free(o);
     } else
-        snprintf(line, sizeof line, "%s %-5s %s%s%s: %s", time_text, qie_log_level_name(level), event,
-                 job ? " job=" : "", job ? job : "", text);
+        snprintf(line, sizeof line, "%s %-5s %s%s%s: %s", time_text, qie_log_level_name(level),
+                 event, job ? " job=" : "", job ? job : "", text);
     size_t n = strlen(line);
     line[n] = '\n'; /* one write a line, so that threads do not mix */
     ssize_t ignored = write(STDERR_FILENO, line, n + 1);

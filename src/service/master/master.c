@@ -61,15 +61,16 @@ static qie_status lock_state(svc_master *m, qie_error *err) {
     m->lock_fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
     int cause = errno;
     free(path);
-    QIE_FAIL_IF(m->lock_fd < 0, QIE_E_IO, err, "--state-dir", "cannot write to the state folder '%s': %s",
-                m->o.state_dir, strerror(cause));
+    QIE_FAIL_IF(m->lock_fd < 0, QIE_E_IO, err, "--state-dir",
+                "cannot write to the state folder '%s': %s", m->o.state_dir, strerror(cause));
     QIE_FAIL_IF(flock(m->lock_fd, LOCK_EX | LOCK_NB), QIE_E_CONFLICT, err, "--state-dir",
                 "the state folder '%s' is in use by another service", m->o.state_dir);
     return QIE_OK;
 }
 
 static qie_status listen_on(const char *host, int port, int *out, qie_error *err) {
-    struct addrinfo hints = {.ai_flags = AI_PASSIVE | AI_NUMERICSERV, .ai_socktype = SOCK_STREAM}, *list = NULL;
+    struct addrinfo hints = {.ai_flags = AI_PASSIVE | AI_NUMERICSERV, .ai_socktype = SOCK_STREAM},
+                    *list = NULL;
     char service[16];
     int on = 1;
     snprintf(service, sizeof service, "%d", port);
@@ -82,8 +83,8 @@ static qie_status listen_on(const char *host, int port, int *out, qie_error *err
     freeaddrinfo(list);
     if (!ok && fd >= 0)
         close(fd);
-    QIE_FAIL_IF(!ok, cause == EADDRINUSE ? QIE_E_CONFLICT : QIE_E_IO, err, "--port", "cannot listen on %s port %d: %s",
-                host, port, strerror(cause));
+    QIE_FAIL_IF(!ok, cause == EADDRINUSE ? QIE_E_CONFLICT : QIE_E_IO, err, "--port",
+                "cannot listen on %s port %d: %s", host, port, strerror(cause));
     *out = fd;
     return QIE_OK;
 }
@@ -132,8 +133,8 @@ static qie_status open_state(svc_master *m, qie_error *err) {
     if (m->o.output_dir) {
         QIE_TRY(qie_mkdirs(m->o.output_dir, err));
         m->output_fd = open(m->o.output_dir, O_DIRECTORY | O_RDONLY | O_CLOEXEC);
-        QIE_FAIL_IF(m->output_fd < 0, QIE_E_IO, err, "--output-dir", "cannot open '%s': %s", m->o.output_dir,
-                    strerror(errno));
+        QIE_FAIL_IF(m->output_fd < 0, QIE_E_IO, err, "--output-dir", "cannot open '%s': %s",
+                    m->o.output_dir, strerror(errno));
     }
     return QIE_OK;
 }
@@ -145,8 +146,8 @@ static qie_status open_all(svc_master *m, qie_error *err) {
     QIE_TRY(svc_keys_load(m, err));
     QIE_TRY(svc_pool_create(4, m->done, &m->pool, err));
     QIE_TRY(svc_pool_create(4, m->done, &m->fetchers, err));
-    QIE_FAIL_IF(!svc_loop_watch(m->loop, svc_done_fd(m->done), EPOLLIN, on_done, m), QIE_E_IO, err, NULL,
-                "no epoll");
+    QIE_FAIL_IF(!svc_loop_watch(m->loop, svc_done_fd(m->done), EPOLLIN, on_done, m), QIE_E_IO, err,
+                NULL, "no epoll");
     QIE_TRY(svc_jobs_recover(m, err));
     QIE_TRY(open_http(m, m->o.state_dir, err));
     svc_workers_start(m);
@@ -176,7 +177,8 @@ static void on_signal(void *arg, uint32_t events) {
         if (s->m->stopping)
             s->m->stop_at_s = qie_now_s(); /* asked twice */
         else {
-            svc_log(QIE_LOG_INFO, "stop", NULL, "signal %u: no new work, running jobs may end", i.ssi_signo);
+            svc_log(QIE_LOG_INFO, "stop", NULL, "signal %u: no new work, running jobs may end",
+                    i.ssi_signo);
             notify("STOPPING=1");
             s->m->stopping = true;
             s->m->stop_at_s = qie_now_s() + FINISH_WITHIN_S;
@@ -223,7 +225,8 @@ static void run_loop(svc_master *m) {
             svc_submit_tick(m, comment);
         }
         if (now >= m->next_expiry_s) {
-            m->next_expiry_s = now + (m->o.keep_s < EXPIRY_EVERY_S ? m->o.keep_s / 2 : EXPIRY_EVERY_S);
+            m->next_expiry_s =
+                now + (m->o.keep_s < EXPIRY_EVERY_S ? m->o.keep_s / 2 : EXPIRY_EVERY_S);
             expire(m);
         }
         if (period > 0 && now >= next_watchdog) {
@@ -236,15 +239,17 @@ static void run_loop(svc_master *m) {
 
 static void say_started(const svc_master *m) {
     bool everywhere = !strcmp(m->o.host, "0.0.0.0") || !strcmp(m->o.host, "::");
-    bool local = !strncmp(m->o.host, "127.", 4) || !strcmp(m->o.host, "::1") || !strcmp(m->o.host, "localhost");
+    bool local = !strncmp(m->o.host, "127.", 4) || !strcmp(m->o.host, "::1") ||
+                 !strcmp(m->o.host, "localhost");
     printf("http://%s:%d/\n", everywhere ? "127.0.0.1" : m->o.host, m->o.port);
     fflush(stdout);
-    svc_log(QIE_LOG_INFO, "start", NULL, "open http://%s:%d/ (state in %s)", everywhere ? "127.0.0.1" : m->o.host,
-            m->o.port, m->o.state_dir);
+    svc_log(QIE_LOG_INFO, "start", NULL, "open http://%s:%d/ (state in %s)",
+            everywhere ? "127.0.0.1" : m->o.host, m->o.port, m->o.state_dir);
     if (!local && m->n_keys == 0)
-        svc_log(QIE_LOG_WARN, "start", NULL,
-                "everybody who reaches %s port %d may use this service: --api-key KEY asks for a key", m->o.host,
-                m->o.port);
+        svc_log(
+            QIE_LOG_WARN, "start", NULL,
+            "everybody who reaches %s port %d may use this service: --api-key KEY asks for a key",
+            m->o.host, m->o.port);
 }
 
 static void close_all(svc_master *m) {
@@ -298,7 +303,8 @@ qie_status svc_master_run(const svc_options *options, qie_error *err) {
         say_started(m);
         notify("READY=1");
         run_loop(m);
-        svc_log(QIE_LOG_INFO, "stop", NULL, "stopped with %d jobs left for the next start", m->n_queued);
+        svc_log(QIE_LOG_INFO, "stop", NULL, "stopped with %d jobs left for the next start",
+                m->n_queued);
     }
     close_all(m);
     if (s.fd >= 0)

@@ -1,7 +1,6 @@
-/* The master: what it is started with, what it holds, and the parts it is made of. One thread (the loop)
- * owns everything here; files, parsing and the database's writes happen in threads that hand results back
- * to it (tasks.h). The parts:
- *   jobs.c        the queue in memory: states, order, events
+/* The master: what it is started with, what it holds, and the parts it is made of. One thread (the
+ * loop) owns everything here; files, parsing and the database's writes happen in threads that hand
+ * results back to it (tasks.h). The parts: jobs.c        the queue in memory: states, order, events
  *   supervisor.c  worker processes
  *   submit.c      from a request to an accepted job and to its answer
  *   routes.c      what is served where
@@ -28,13 +27,13 @@
 
 typedef struct svc_options {
     const char *host;
-    int port, api_port; /* api_port 0: none */
+    int port, api_port;                 /* api_port 0: none */
     const char *state_dir, *output_dir; /* output_dir NULL: none */
     const char *gpus[SVC_MAX_WORKERS];
     int n_gpus; /* 0: the CPU */
     int n_workers;
-    const char *program;   /* of the workers */
-    const char *worker_args[48]; /* ended by NULL */
+    const char *program;            /* of the workers */
+    const char *worker_args[48];    /* ended by NULL */
     const char *keys[SVC_MAX_LIST]; /* ended by NULL */
     const char *key_file;
     const char *origins[SVC_MAX_LIST], *cidrs[SVC_MAX_LIST], *proxies[SVC_MAX_LIST];

@@ -1,4 +1,5 @@
-/* Files inside the program: the page and the description of the interface. The table is made by the build. */
+/* Files inside the program: the page and the description of the interface. The table is made by the
+ * build. */
 #ifndef QIE_SERVICE_PAGE_H
 #define QIE_SERVICE_PAGE_H
 

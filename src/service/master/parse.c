@@ -100,7 +100,8 @@ static bool parameter(const char *line, size_t n, const char *name, char *out, s
         j += len + 1;
         bool quoted = j < n && line[j] == '"';
         size_t k = 0;
-        for (j += quoted; j < n && (quoted ? line[j] != '"' : line[j] != ';' && line[j] != ' '); j++) {
+        for (j += quoted; j < n && (quoted ? line[j] != '"' : line[j] != ';' && line[j] != ' ');
+             j++) {
             if (k + 1 >= cap)
                 return false;
             out[k++] = line[j];
@@ -118,8 +119,8 @@ qie_status svc_multipart_begin(svc_multipart *m, const char *type, const char *b
                 QIE_E_SYNTAX, err, NULL, "the form names no boundary");
     m->n_boundary = strlen(m->boundary);
     /* The first boundary has no line end before it. */
-    QIE_FAIL_IF(n < m->n_boundary || memcmp(body, m->boundary + 2, m->n_boundary - 2), QIE_E_SYNTAX, err,
-                NULL, "the form does not start with its boundary");
+    QIE_FAIL_IF(n < m->n_boundary || memcmp(body, m->boundary + 2, m->n_boundary - 2), QIE_E_SYNTAX,
+                err, NULL, "the form does not start with its boundary");
     m->at = body + m->n_boundary - 2;
     m->end = body + n;
     return QIE_OK;
@@ -147,7 +148,8 @@ qie_status svc_multipart_next(svc_multipart *m, svc_part_view *part, bool *more,
     size_t left = (size_t)(m->end - m->at);
     if (left >= 2 && !memcmp(m->at, "--", 2))
         return QIE_OK;
-    QIE_FAIL_IF(left < 2 || memcmp(m->at, "\r\n", 2), QIE_E_SYNTAX, err, NULL, "the form is cut off");
+    QIE_FAIL_IF(left < 2 || memcmp(m->at, "\r\n", 2), QIE_E_SYNTAX, err, NULL,
+                "the form is cut off");
     const char *head = m->at + 2;
     const char *blank = memmem(m->at, left, "\r\n\r\n", 4);
     QIE_FAIL_IF(!blank || blank - m->at > 4096, QIE_E_SYNTAX, err, NULL,

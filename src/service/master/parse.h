@@ -8,7 +8,8 @@
 
 #include "qie/error.h"
 
-/* Standard alphabet, padding required or left out, line ends ignored. New buffer in *out (free()). */
+/* Standard alphabet, padding required or left out, line ends ignored. New buffer in *out (free()).
+ */
 bool svc_base64_decode(const char *text, size_t n, uint8_t **out, size_t *n_out);
 /* Bytes that n bytes take, without a NUL. */
 size_t svc_base64_length(size_t n);

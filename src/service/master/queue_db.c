@@ -65,8 +65,9 @@ typedef enum statement {
 static const char *const SQL[S_COUNT] = {
     [S_BEGIN] = "BEGIN IMMEDIATE",
     [S_COMMIT] = "COMMIT",
-    [S_INSERT] = "INSERT INTO jobs(id,client,idempotency_key,fingerprint,prompt,negative,params,inputs,"
-                 "response,status,priority,created) VALUES(?,?,?,?,?,?,?,?,?,?,?,?)",
+    [S_INSERT] =
+        "INSERT INTO jobs(id,client,idempotency_key,fingerprint,prompt,negative,params,inputs,"
+        "response,status,priority,created) VALUES(?,?,?,?,?,?,?,?,?,?,?,?)",
     [S_INPUTS] = "INSERT INTO files(job,name) SELECT ?1,value FROM json_each(?2)",
     [S_START] = "UPDATE jobs SET status=1,started=?2 WHERE id=?1 AND status=0",
     [S_REQUEUE] = "UPDATE jobs SET status=0,attempts=?2 WHERE id=?1 AND status<2",
@@ -107,7 +108,8 @@ static qie_status sql_fail(sqlite3 *c, const char *what, qie_error *err) {
 }
 
 static qie_status sql_run(sqlite3 *c, const char *sql, qie_error *err) {
-    return sqlite3_exec(c, sql, NULL, NULL, NULL) == SQLITE_OK ? QIE_OK : sql_fail(c, "cannot write", err);
+    return sqlite3_exec(c, sql, NULL, NULL, NULL) == SQLITE_OK ? QIE_OK
+                                                               : sql_fail(c, "cannot write", err);
 }
 
 static int64_t sql_number(sqlite3 *c, const char *sql, int64_t def) {
@@ -242,7 +244,8 @@ static bool apply(svc_db *db, const svc_write *w) {
         return step(s);
     case SVC_WRITE_FINISH: return finish(db, &w->row);
     case SVC_WRITE_EXPIRE:
-        return drop_old(db, S_OLD, w->before) && drop_old(db, S_OLDER, 2 * w->before - w->row.finished);
+        return drop_old(db, S_OLD, w->before) &&
+               drop_old(db, S_OLDER, 2 * w->before - w->row.finished);
     case SVC_WRITE_DELETE: return drop_row(db, w->row.id);
     }
     return false;
@@ -275,8 +278,9 @@ static bool commit(svc_db *db, svc_task *t, int n) {
     bool ok;
     qie_error e = {0};
     db->n_doomed = 0;
-    sqlite3_exec(db->writer, is_durable(t, n) ? "PRAGMA synchronous=FULL" : "PRAGMA synchronous=NORMAL",
-                 NULL, NULL, NULL);
+    sqlite3_exec(db->writer,
+                 is_durable(t, n) ? "PRAGMA synchronous=FULL" : "PRAGMA synchronous=NORMAL", NULL,
+                 NULL, NULL);
     ok = step(db->s[S_BEGIN]);
     svc_task *at = t;
     for (int i = 0; ok && i < n; at = at->next, i++)
@@ -353,12 +357,15 @@ void svc_db_write(svc_db *db, svc_write *w) {
 
 static const char *const SCHEMA =
     "BEGIN IMMEDIATE;"
-    "CREATE TABLE jobs(seq INTEGER PRIMARY KEY AUTOINCREMENT,id TEXT NOT NULL UNIQUE,client TEXT NOT NULL,"
-    "idempotency_key TEXT,fingerprint TEXT,prompt TEXT NOT NULL,negative TEXT NOT NULL,params TEXT NOT NULL,"
+    "CREATE TABLE jobs(seq INTEGER PRIMARY KEY AUTOINCREMENT,id TEXT NOT NULL UNIQUE,client TEXT "
+    "NOT NULL,"
+    "idempotency_key TEXT,fingerprint TEXT,prompt TEXT NOT NULL,negative TEXT NOT NULL,params TEXT "
+    "NOT NULL,"
     "inputs TEXT NOT NULL,response TEXT NOT NULL,result TEXT,error TEXT,status INTEGER NOT NULL,"
     "priority INTEGER NOT NULL,attempts INTEGER NOT NULL DEFAULT 0,created REAL NOT NULL,"
     "started REAL NOT NULL DEFAULT 0,finished REAL NOT NULL DEFAULT 0);"
-    "CREATE UNIQUE INDEX jobs_key ON jobs(client,idempotency_key) WHERE idempotency_key IS NOT NULL;"
+    "CREATE UNIQUE INDEX jobs_key ON jobs(client,idempotency_key) WHERE idempotency_key IS NOT "
+    "NULL;"
     "CREATE INDEX jobs_status ON jobs(status,finished);"
     "CREATE TABLE files(job TEXT NOT NULL,name TEXT NOT NULL);"
     "CREATE INDEX files_job ON files(job);CREATE INDEX files_name ON files(name);"
@@ -377,18 +384,20 @@ static qie_status check_schema(sqlite3 *c, qie_error *err) {
         return sql_run(c, SCHEMA, err);
     QIE_FAIL_IF(app != APPLICATION_ID, QIE_E_CORRUPT, err, "state-dir",
                 "the queue's file belongs to another program: name another --state-dir");
-    QIE_FAIL_IF(version > SCHEMA_VERSION, QIE_E_CORRUPT, err, "state-dir",
-                "the queue's file has version %lld, this program reads up to %d: it was written by a newer "
-                "one",
-                (long long)version, SCHEMA_VERSION);
+    QIE_FAIL_IF(
+        version > SCHEMA_VERSION, QIE_E_CORRUPT, err, "state-dir",
+        "the queue's file has version %lld, this program reads up to %d: it was written by a newer "
+        "one",
+        (long long)version, SCHEMA_VERSION);
     sqlite3_stmt *s = NULL;
     bool ok = sqlite3_prepare_v2(c, "PRAGMA quick_check(1)", -1, &s, NULL) == SQLITE_OK &&
               sqlite3_step(s) == SQLITE_ROW &&
               !strcmp((const char *)sqlite3_column_text(s, 0), "ok");
     sqlite3_finalize(s);
-    QIE_FAIL_IF(!ok, QIE_E_CORRUPT, err, "state-dir",
-                "the queue's file is damaged: move it away, or 'sqlite3 queue.db .recover' saves what can "
-                "be read");
+    QIE_FAIL_IF(
+        !ok, QIE_E_CORRUPT, err, "state-dir",
+        "the queue's file is damaged: move it away, or 'sqlite3 queue.db .recover' saves what can "
+        "be read");
     return QIE_OK;
 }
 
@@ -400,11 +409,12 @@ static qie_status open_writer(svc_db *db, const char *path, qie_error *err) {
                 sqlite3_errmsg(db->writer));
     sqlite3_busy_timeout(db->writer, 5000);
     QIE_TRY(check_schema(db->writer, err));
-    QIE_TRY(sql_run(db->writer,
-                    "PRAGMA journal_mode=WAL;PRAGMA synchronous=FULL;PRAGMA wal_autocheckpoint=1000;"
-                    "UPDATE meta SET generation=generation+1;"
-                    "UPDATE jobs SET status=0 WHERE status=1",
-                    err));
+    QIE_TRY(
+        sql_run(db->writer,
+                "PRAGMA journal_mode=WAL;PRAGMA synchronous=FULL;PRAGMA wal_autocheckpoint=1000;"
+                "UPDATE meta SET generation=generation+1;"
+                "UPDATE jobs SET status=0 WHERE status=1",
+                err));
     db->generation = sql_number(db->writer, "SELECT generation FROM meta", 1);
     for (int i = 0; i < S_COUNT; i++)
         if (sqlite3_prepare_v3(db->writer, SQL[i], -1, SQLITE_PREPARE_PERSISTENT, &db->s[i],
@@ -482,8 +492,9 @@ int64_t svc_db_generation(const svc_db *db) {
 
 /* ---------------------------------------------------------------- reading */
 
-#define COLUMNS                                                                                    \
-    "seq,id,client,idempotency_key,fingerprint,prompt,negative,params,inputs,response,result,error," \
+#define COLUMNS                                                                                \
+    "seq,id,client,idempotency_key,fingerprint,prompt,negative,params,inputs,response,result," \
+    "error,"                                                                                   \
     "status,priority,attempts,created,started,finished"
 
 static char *column_text(sqlite3_stmt *s, int i) {
@@ -551,8 +562,8 @@ static bool each(sqlite3_stmt *s, bool (*fn)(void *, const svc_row *), void *arg
 
 bool svc_db_each_queued(svc_db *db, bool (*fn)(void *arg, const svc_row *row), void *arg) {
     sqlite3_stmt *s = NULL;
-    if (sqlite3_prepare_v2(db->reader, "SELECT " COLUMNS " FROM jobs WHERE status=0 ORDER BY seq", -1,
-                           &s, NULL) != SQLITE_OK)
+    if (sqlite3_prepare_v2(db->reader, "SELECT " COLUMNS " FROM jobs WHERE status=0 ORDER BY seq",
+                           -1, &s, NULL) != SQLITE_OK)
         return false;
     return each(s, fn, arg);
 }
@@ -561,7 +572,8 @@ bool svc_db_each(svc_db *db, const char *client, int status, int64_t after, int 
                  bool (*fn)(void *arg, const svc_row *row), void *arg) {
     sqlite3_stmt *s = NULL;
     if (sqlite3_prepare_v2(db->reader,
-                           "SELECT " COLUMNS " FROM jobs WHERE (?1 IS NULL OR client=?1) AND (?2<0 OR "
+                           "SELECT " COLUMNS
+                           " FROM jobs WHERE (?1 IS NULL OR client=?1) AND (?2<0 OR "
                            "status=?2) AND (?3=0 OR seq<?3) ORDER BY seq DESC LIMIT ?4",
                            -1, &s, NULL) != SQLITE_OK)
         return false;

@@ -1,6 +1,6 @@
-/* The queue's file: one SQLite database in WAL mode. All writes go through one thread that commits what
- * has gathered in one transaction (synced when the batch accepts or finishes a job); reads happen in the
- * loop on a second connection. A write is told done only after its commit. */
+/* The queue's file: one SQLite database in WAL mode. All writes go through one thread that commits
+ * what has gathered in one transaction (synced when the batch accepts or finishes a job); reads
+ * happen in the loop on a second connection. A write is told done only after its commit. */
 #ifndef QIE_SERVICE_QUEUE_DB_H
 #define QIE_SERVICE_QUEUE_DB_H
 
@@ -42,8 +42,8 @@ void svc_row_release(svc_row *row);
 
 typedef struct svc_db svc_db;
 
-/* Open or create, check, put running jobs back into the queue. Errors: QIE_E_CORRUPT (damaged, another
- * program's, newer), QIE_E_IO. */
+/* Open or create, check, put running jobs back into the queue. Errors: QIE_E_CORRUPT (damaged,
+ * another program's, newer), QIE_E_IO. */
 qie_status svc_db_open(const char *path, svc_store *store, svc_done *done, svc_db **out,
                        qie_error *err);
 /* Commits what waits. */
@@ -60,8 +60,8 @@ typedef enum svc_write_kind {
     SVC_WRITE_DELETE   /* row and files removed */
 } svc_write_kind;
 
-/* One change. `task.done` is called in the loop with `status` and `error` set. Fields are read until then and
- * stay the caller's. */
+/* One change. `task.done` is called in the loop with `status` and `error` set. Fields are read
+ * until then and stay the caller's. */
 typedef struct svc_write {
     svc_task task; /* first */
     svc_write_kind kind;

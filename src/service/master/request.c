@@ -38,7 +38,8 @@ static qie_status bad(parser *p, const char *name, const char *what) {
 
 /* ---------------------------------------------------------------- values */
 
-static qie_status get_text(parser *p, const char *name, const value *v, const char **text, size_t *n) {
+static qie_status get_text(parser *p, const char *name, const value *v, const char **text,
+                           size_t *n) {
     if (!v->json) {
         *text = v->text;
         *n = v->n;
@@ -49,7 +50,8 @@ static qie_status get_text(parser *p, const char *name, const value *v, const ch
     return qie_utf8_valid(*text, *n) ? QIE_OK : bad(p, name, "is not valid UTF-8");
 }
 
-static qie_status get_string(parser *p, const char *name, const value *v, size_t max_chars, char **out) {
+static qie_status get_string(parser *p, const char *name, const value *v, size_t max_chars,
+                             char **out) {
     const char *text;
     size_t n;
     QIE_TRY(get_text(p, name, v, &text, &n));
@@ -118,7 +120,8 @@ static qie_status get_bool(parser *p, const char *name, const value *v, bool *ou
 }
 
 /* One of "a|b|c"; *out is its index. */
-static qie_status get_word(parser *p, const char *name, const value *v, const char *words, int *out) {
+static qie_status get_word(parser *p, const char *name, const value *v, const char *words,
+                           int *out) {
     const char *text;
     size_t n;
     QIE_TRY(get_text(p, name, v, &text, &n));
@@ -206,7 +209,8 @@ static bool picture_member(void *arg, const char *key, qie_json *json) {
     size_t n;
     bool b64 = !strcmp(key, "base64"), url = !strcmp(key, "url") || !strcmp(key, "image_url");
     if (!b64 && !url)
-        o->st = qie_fail(o->p->err, QIE_E_INVALID, o->name, "'%s' has no member '%.40s'", o->name, key);
+        o->st =
+            qie_fail(o->p->err, QIE_E_INVALID, o->name, "'%s' has no member '%.40s'", o->name, key);
     else if (o->n++)
         o->st = bad(o->p, o->name, "must name one source per picture");
     else if ((o->st = get_text(o->p, o->name, &v, &text, &n)) == QIE_OK)
@@ -250,8 +254,9 @@ static qie_status set_size(parser *p, const value *v) {
     snprintf(copy, sizeof copy, "%.*s", (int)(n < 20 ? n : 20), text);
     if (!strcmp(copy, "auto"))
         return QIE_OK;
-    if (strspn(copy, "0123456789x") != strlen(copy) || sscanf(copy, "%5dx%5d%n", &w, &h, &used) != 2 ||
-        used != (int)n || w < 64 || h < 64 || w > 4096 || h > 4096)
+    if (strspn(copy, "0123456789x") != strlen(copy) ||
+        sscanf(copy, "%5dx%5d%n", &w, &h, &used) != 2 || used != (int)n || w < 64 || h < 64 ||
+        w > 4096 || h > 4096)
         return bad(p, "size", "must be auto or WIDTHxHEIGHT with sides of 64..4096");
     p->r->params.width = w;
     p->r->params.height = h;
@@ -480,8 +485,8 @@ static qie_status parse_form(parser *p, const char *type, const char *body, size
             return QIE_OK;
         QIE_FAIL_IF(i >= 64, QIE_E_INVALID, p->err, NULL, "the form has too many parts");
         value v = {.text = part.data, .n = part.n, .is_file = part.is_file};
-        QIE_FAIL_IF(!v.is_file && v.n > MAX_TEXT_BYTES && strcmp(part.name, "image_base64"), QIE_E_INVALID,
-                    p->err, part.name, "'%s' is too long", part.name);
+        QIE_FAIL_IF(!v.is_file && v.n > MAX_TEXT_BYTES && strcmp(part.name, "image_base64"),
+                    QIE_E_INVALID, p->err, part.name, "'%s' is too long", part.name);
         QIE_TRY(set_field(p, part.name, &v));
     }
 }
@@ -493,7 +498,8 @@ static qie_status check_whole(parser *p) {
     if (!*r->prompt)
         return bad(p, "prompt", "is empty: say what to change");
     if (!r->n_pictures)
-        return bad(p, r->flavour == SVC_OPENAI ? "image" : "image_base64", "is missing: give a picture");
+        return bad(p, r->flavour == SVC_OPENAI ? "image" : "image_base64",
+                   "is missing: give a picture");
     if (r->as_path && !r->output_path)
         return bad(p, "output_path", "is missing beside response=path");
     if (r->output_path && !r->as_path)
@@ -516,8 +522,8 @@ static qie_status check_whole(parser *p) {
 }
 
 qie_status svc_request_parse(const svc_request_rules *rules, svc_flavour flavour,
-                             const char *content_type, const char *body, size_t n,
-                             svc_request *out, qie_error *err) {
+                             const char *content_type, const char *body, size_t n, svc_request *out,
+                             qie_error *err) {
     parser p = {.rules = rules, .r = out, .err = err};
     memset(out, 0, sizeof *out);
     out->flavour = flavour;

@@ -1,4 +1,5 @@
-/* An edit as a client asked for it: fields of a JSON object or a form, checked against the contract. */
+/* An edit as a client asked for it: fields of a JSON object or a form, checked against the
+ * contract. */
 #ifndef QIE_SERVICE_REQUEST_H
 #define QIE_SERVICE_REQUEST_H
 
@@ -18,10 +19,10 @@ typedef enum svc_flavour {
 } svc_flavour;
 
 typedef struct svc_source {
-    uint8_t *own;      /* decoded base64 or fetched; owned */
+    uint8_t *own;         /* decoded base64 or fetched; owned */
     const uint8_t *bytes; /* own, or a view into the body */
     size_t n;
-    char *url; /* still to be fetched; owned */
+    char *url;                   /* still to be fetched; owned */
     char name[QIE_HASH_HEX_MAX]; /* in the store */
     bool stored;
 } svc_source;
@@ -42,11 +43,11 @@ typedef struct svc_request_rules {
     bool allow_url, has_output_dir;
 } svc_request_rules;
 
-/* Errors: QIE_E_SYNTAX, QIE_E_INVALID (param), QIE_E_TOO_LARGE, QIE_E_UNSUPPORTED. Call svc_request_release in
- * any case. Views into the body stay. */
+/* Errors: QIE_E_SYNTAX, QIE_E_INVALID (param), QIE_E_TOO_LARGE, QIE_E_UNSUPPORTED. Call
+ * svc_request_release in any case. Views into the body stay. */
 qie_status svc_request_parse(const svc_request_rules *rules, svc_flavour flavour,
-                             const char *content_type, const char *body, size_t n,
-                             svc_request *out, qie_error *err);
+                             const char *content_type, const char *body, size_t n, svc_request *out,
+                             qie_error *err);
 /* Formats and sizes of the pictures, from their headers. */
 qie_status svc_request_check_pictures(const svc_request *r, int widths[], int heights[],
                                       qie_error *err);

@@ -39,7 +39,8 @@ double svc_clock(void) {
 void svc_reply_json(svc_call *call, int status, qie_json *take) {
     char *text = qie_json_text(take, 0);
     qie_json_free(take);
-    svc_call_reply(call, status, "application/json", text ? text : "{}", text ? strlen(text) : 2, false);
+    svc_call_reply(call, status, "application/json", text ? text : "{}", text ? strlen(text) : 2,
+                   false);
     free(text);
 }
 
@@ -61,8 +62,8 @@ void svc_reply_error(svc_call *call, int status, const qie_error *e) {
     svc_reply_json(call, status, o);
 }
 
-__attribute__((format(printf, 5, 6))) static void fail(svc_call *call, int status, qie_status st, const char *param,
-                                                       const char *fmt, ...) {
+__attribute__((format(printf, 5, 6))) static void fail(svc_call *call, int status, qie_status st,
+                                                       const char *param, const char *fmt, ...) {
     qie_error e;
     va_list ap;
     va_start(ap, fmt);
@@ -96,17 +97,23 @@ static void health(svc_master *m, svc_call *call) {
     qie_json *o = qie_json_new_object(), *q = qie_json_new_object();
     qie_json_put(o, "status", qie_json_new_string(health_of(m, ready)));
     qie_json_put(o, "version", qie_json_new_string(m->o.version));
-    qie_json_put(o, "model", m->has_model ? qie_json_new_string(m->model.name) : qie_json_new_null());
-    qie_json_put(o, "model_revision", m->model.revision[0] ? qie_json_new_string(m->model.revision) : qie_json_new_null());
-    qie_json_put(o, "precision", m->has_model ? qie_json_new_string(m->model.precision) : qie_json_new_null());
+    qie_json_put(o, "model",
+                 m->has_model ? qie_json_new_string(m->model.name) : qie_json_new_null());
+    qie_json_put(o, "model_revision",
+                 m->model.revision[0] ? qie_json_new_string(m->model.revision)
+                                      : qie_json_new_null());
+    qie_json_put(o, "precision",
+                 m->has_model ? qie_json_new_string(m->model.precision) : qie_json_new_null());
     qie_json_put(o, "uptime_s", qie_json_new_double(qie_now_s() - m->start_s));
     qie_json_put(q, "depth", qie_json_new_int(m->n_queued));
     qie_json_put(q, "capacity", qie_json_new_int(m->o.queue_size));
     qie_json_put(q, "oldest_s", qie_json_new_double(svc_jobs_oldest(m)));
     qie_json_put(o, "queue", q);
     qie_json_put(o, "workers", svc_workers_json(m));
-    qie_json_put(o, "last_error", m->last_error[0] ? qie_json_new_string(m->last_error) : qie_json_new_null());
-    qie_json_put(o, "last_error_at", m->last_error[0] ? qie_json_new_double(m->last_error_at) : qie_json_new_null());
+    qie_json_put(o, "last_error",
+                 m->last_error[0] ? qie_json_new_string(m->last_error) : qie_json_new_null());
+    qie_json_put(o, "last_error_at",
+                 m->last_error[0] ? qie_json_new_double(m->last_error_at) : qie_json_new_null());
     svc_call_set_header(call, "Cache-Control", "no-store");
     if (!ready)
         svc_call_set_header(call, "Retry-After", "5");
@@ -150,7 +157,8 @@ static qie_json *model_json(const svc_master *m) {
         qie_json_put(d, "true_cfg_scale", qie_json_new_double(i->true_cfg_scale));
         qie_json_put(d, "guidance_scale", qie_json_new_double(1));
         qie_json_put(d, "negative_prompt", qie_json_new_string(" "));
-        qie_json_put(d, "max_side", i->max_side ? qie_json_new_int(i->max_side) : qie_json_new_null());
+        qie_json_put(d, "max_side",
+                     i->max_side ? qie_json_new_int(i->max_side) : qie_json_new_null());
         qie_json_put(about, "en", qie_json_new_string(i->about_en));
         qie_json_put(about, "zh", qie_json_new_string(i->about_zh));
     }
@@ -192,12 +200,16 @@ static void metric_workers(const svc_master *m, qie_strbuf *b) {
     qie_strbuf_puts(b, "# TYPE qwen_edit_worker_restarts_total counter\n");
     for (int i = 0; i < m->n_workers; i++)
         for (int k = 0; k < 4; k++)
-            qie_strbuf_printf(b, "qwen_edit_worker_restarts_total{gpu_id=\"%d\",worker=\"%d\",reason=\"%s\"} %lld\n",
-                              m->workers[i].gpu_id, i, reasons[k], (long long)m->death_reasons[i][k]);
+            qie_strbuf_printf(
+                b,
+                "qwen_edit_worker_restarts_total{gpu_id=\"%d\",worker=\"%d\",reason=\"%s\"} %lld\n",
+                m->workers[i].gpu_id, i, reasons[k], (long long)m->death_reasons[i][k]);
     qie_strbuf_puts(b, "# TYPE qwen_edit_worker_memory_bytes gauge\n");
     for (int i = 0; i < m->n_workers; i++)
-        qie_strbuf_printf(b, "qwen_edit_worker_memory_bytes{gpu_id=\"%d\",worker=\"%d\",kind=\"resident\"} %lld\n",
-                          m->workers[i].gpu_id, i, (long long)m->workers[i].memory_used);
+        qie_strbuf_printf(
+            b,
+            "qwen_edit_worker_memory_bytes{gpu_id=\"%d\",worker=\"%d\",kind=\"resident\"} %lld\n",
+            m->workers[i].gpu_id, i, (long long)m->workers[i].memory_used);
 }
 
 static void metrics(svc_master *m, svc_call *call) {
@@ -206,28 +218,36 @@ static void metrics(svc_master *m, svc_call *call) {
     qie_strbuf_init(&b, 1 << 20);
     qie_strbuf_puts(&b, "# TYPE qwen_edit_requests_total counter\n");
     for (int i = 0; i < m->n_counts; i++)
-        qie_strbuf_printf(&b, "qwen_edit_requests_total{route=\"%s\",code=\"%d\"} %lld\n", m->counts[i].route,
-                          m->counts[i].code, (long long)m->counts[i].n);
+        qie_strbuf_printf(&b, "qwen_edit_requests_total{route=\"%s\",code=\"%d\"} %lld\n",
+                          m->counts[i].route, m->counts[i].code, (long long)m->counts[i].n);
     qie_strbuf_puts(&b, "# TYPE qwen_edit_jobs_total counter\n");
     for (int i = SVC_COMPLETED; i <= SVC_CANCELLED; i++)
-        qie_strbuf_printf(&b, "qwen_edit_jobs_total{status=\"%s\"} %lld\n", svc_status_name((svc_status)i),
-                          (long long)m->n_ended[i]);
-    qie_strbuf_printf(&b, "# TYPE qwen_edit_queue_depth gauge\nqwen_edit_queue_depth %d\n", m->n_queued);
-    qie_strbuf_printf(&b, "# TYPE qwen_edit_queue_wait_seconds summary\nqwen_edit_queue_wait_seconds_sum %.6f\n"
-                          "qwen_edit_queue_wait_seconds_count %lld\n# TYPE qwen_edit_job_duration_seconds summary\n",
-                      m->wait_sum_s, (long long)m->wait_n);
+        qie_strbuf_printf(&b, "qwen_edit_jobs_total{status=\"%s\"} %lld\n",
+                          svc_status_name((svc_status)i), (long long)m->n_ended[i]);
+    qie_strbuf_printf(&b, "# TYPE qwen_edit_queue_depth gauge\nqwen_edit_queue_depth %d\n",
+                      m->n_queued);
+    qie_strbuf_printf(
+        &b,
+        "# TYPE qwen_edit_queue_wait_seconds summary\nqwen_edit_queue_wait_seconds_sum %.6f\n"
+        "qwen_edit_queue_wait_seconds_count %lld\n# TYPE qwen_edit_job_duration_seconds summary\n",
+        m->wait_sum_s, (long long)m->wait_n);
     for (int i = 0; i < 4; i++)
-        qie_strbuf_printf(&b, "qwen_edit_job_duration_seconds_sum{stage=\"%s\"} %.6f\n"
-                              "qwen_edit_job_duration_seconds_count{stage=\"%s\"} %lld\n",
+        qie_strbuf_printf(&b,
+                          "qwen_edit_job_duration_seconds_sum{stage=\"%s\"} %.6f\n"
+                          "qwen_edit_job_duration_seconds_count{stage=\"%s\"} %lld\n",
                           stages[i], m->stage_sum_s[i], stages[i], (long long)m->stage_n);
-    qie_strbuf_printf(&b, "# TYPE qwen_edit_denoise_step_seconds summary\nqwen_edit_denoise_step_seconds_sum %.6f\n"
-                          "qwen_edit_denoise_step_seconds_count %lld\n# TYPE qwen_edit_worker_up gauge\n",
-                      m->step_sum_s, (long long)m->step_n);
+    qie_strbuf_printf(
+        &b,
+        "# TYPE qwen_edit_denoise_step_seconds summary\nqwen_edit_denoise_step_seconds_sum %.6f\n"
+        "qwen_edit_denoise_step_seconds_count %lld\n# TYPE qwen_edit_worker_up gauge\n",
+        m->step_sum_s, (long long)m->step_n);
     metric_workers(m, &b);
-    qie_strbuf_printf(&b, "# TYPE qwen_edit_connections gauge\nqwen_edit_connections %d\n"
-                          "# TYPE qwen_edit_build_info gauge\nqwen_edit_build_info{version=\"%s\"} 1\n",
+    qie_strbuf_printf(&b,
+                      "# TYPE qwen_edit_connections gauge\nqwen_edit_connections %d\n"
+                      "# TYPE qwen_edit_build_info gauge\nqwen_edit_build_info{version=\"%s\"} 1\n",
                       svc_http_connections(m->http), m->o.version);
-    svc_call_reply(call, 200, "text/plain; version=0.0.4; charset=utf-8", b.data ? b.data : "", b.len, false);
+    svc_call_reply(call, 200, "text/plain; version=0.0.4; charset=utf-8", b.data ? b.data : "",
+                   b.len, false);
     qie_strbuf_release(&b);
 }
 
@@ -255,9 +275,10 @@ static void send_file(svc_call *call, const char *name) {
         fail(call, 404, QIE_E_NOT_FOUND, NULL, "there is nothing at this path");
         return;
     }
-    svc_call_set_header(call, "Content-Security-Policy",
-                        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
-                        "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'");
+    svc_call_set_header(
+        call, "Content-Security-Policy",
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
+        "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'");
     svc_call_set_header(call, "Referrer-Policy", "no-referrer");
     svc_call_set_header(call, "Cache-Control", "no-cache");
     svc_call_reply(call, 200, type_of(name), f->data, (size_t)(f->end - f->data), false);
@@ -335,7 +356,8 @@ static qie_json *job_json(svc_master *m, const svc_job *job, const svc_row *row)
     qie_json_put(o, "attempts", qie_json_new_int(row->attempts));
     qie_json_put(o, "created_at", seconds(row->created));
     qie_json_put(o, "started_at", seconds(row->started));
-    qie_json_put(o, "finished_at", status == SVC_RUNNING ? qie_json_new_null() : seconds(row->finished));
+    qie_json_put(o, "finished_at",
+                 status == SVC_RUNNING ? qie_json_new_null() : seconds(row->finished));
     qie_json_put(o, "prompt", qie_json_new_string(row->prompt));
     if (status == SVC_QUEUED && job) {
         int position = svc_job_position(m, job);
@@ -348,7 +370,9 @@ static qie_json *job_json(svc_master *m, const svc_job *job, const svc_row *row)
         qie_json_put(p, "stage", qie_json_new_string(job->stage));
         qie_json_put(p, "step", qie_json_new_int(job->step));
         qie_json_put(p, "total", qie_json_new_int(job->total));
-        qie_json_put(p, "eta_s", job->seconds_left < 0 ? qie_json_new_null() : qie_json_new_double(job->seconds_left));
+        qie_json_put(p, "eta_s",
+                     job->seconds_left < 0 ? qie_json_new_null()
+                                           : qie_json_new_double(job->seconds_left));
         qie_json_put(o, "progress", p);
     }
     if (status == SVC_COMPLETED) {
@@ -403,10 +427,12 @@ static void list_jobs(svc_master *m, svc_call *call) {
         return;
     }
     if (status && (wanted = svc_status_find(status)) < 0) {
-        fail(call, 422, QIE_E_INVALID, "status", "'status' is none of queued, running, completed, failed, cancelled, expired");
+        fail(call, 422, QIE_E_INVALID, "status",
+             "'status' is none of queued, running, completed, failed, cancelled, expired");
         return;
     }
-    if (limit && (l.limit = (int)strtol(limit, &end, 10), end == limit || *end || l.limit < 1 || l.limit > 200)) {
+    if (limit && (l.limit = (int)strtol(limit, &end, 10),
+                  end == limit || *end || l.limit < 1 || l.limit > 200)) {
         fail(call, 422, QIE_E_INVALID, "limit", "'limit' must be within 1..200");
         return;
     }
@@ -462,14 +488,16 @@ static void get_result(svc_master *m, svc_call *call) {
     if (status == SVC_EXPIRED)
         fail(call, 410, QIE_E_GONE, NULL, "the result has expired");
     else if (status != SVC_COMPLETED)
-        fail(call, 409, QIE_E_CONFLICT, NULL, "the job is %s: there is no result", svc_status_name(status));
+        fail(call, 409, QIE_E_CONFLICT, NULL, "the job is %s: there is no result",
+             svc_status_name(status));
     else {
         qie_json *result = parsed(row->result), *params = parsed(row->params);
         const qie_json *files = qie_json_member(result, "files");
         if (which && !index_of(which, qie_json_size(files), &i))
             fail(call, 404, QIE_E_NOT_FOUND, "n", "there is no picture of that number");
         else
-            send_stored(m, call, qie_json_string(qie_json_member(qie_json_at(files, i), "file"), NULL),
+            send_stored(m, call,
+                        qie_json_string(qie_json_member(qie_json_at(files, i), "file"), NULL),
                         svc_format_mime((int)qie_json_integer(qie_json_member(params, "format"))));
         qie_json_free(result);
         qie_json_free(params);
@@ -732,9 +760,11 @@ static bool same_text(const char *a, const char *b) {
 
 static void address_text(const struct sockaddr_storage *a, char *out, size_t cap) {
     if (a->ss_family == AF_INET6)
-        inet_ntop(AF_INET6, &((const struct sockaddr_in6 *)(const void *)a)->sin6_addr, out, (socklen_t)cap);
+        inet_ntop(AF_INET6, &((const struct sockaddr_in6 *)(const void *)a)->sin6_addr, out,
+                  (socklen_t)cap);
     else
-        inet_ntop(AF_INET, &((const struct sockaddr_in *)(const void *)a)->sin_addr, out, (socklen_t)cap);
+        inet_ntop(AF_INET, &((const struct sockaddr_in *)(const void *)a)->sin_addr, out,
+                  (socklen_t)cap);
 }
 
 static void client_by_address(const svc_master *m, svc_call *call) {
@@ -804,14 +834,16 @@ void svc_route_head(void *arg, svc_call *call) {
     const route *r = route_of(call, allow);
     call->route = r;
     if (!origin_allowed(m, call)) {
-        fail(call, 403, QIE_E_DENIED, NULL, "requests from pages of other sites are refused: see --cors-origin");
+        fail(call, 403, QIE_E_DENIED, NULL,
+             "requests from pages of other sites are refused: see --cors-origin");
         return;
     }
     if (preflight(call))
         return;
     if (!knows(m, call, r && r->flags & OPEN)) {
         svc_call_set_header(call, "WWW-Authenticate", "Bearer");
-        fail(call, 401, QIE_E_DENIED, "Authorization", "an API key is needed: Authorization: Bearer KEY");
+        fail(call, 401, QIE_E_DENIED, "Authorization",
+             "an API key is needed: Authorization: Bearer KEY");
         return;
     }
     if (r)
@@ -870,7 +902,8 @@ static qie_status read_key_file(const char *path, char **keys, int *n, qie_error
     }
     free(bytes);
     /* An empty file would open the service to everybody. */
-    QIE_FAIL_IF(st == QIE_OK && *n == 0, QIE_E_INVALID, err, "--api-key-file", "'%s' holds no key", path);
+    QIE_FAIL_IF(st == QIE_OK && *n == 0, QIE_E_INVALID, err, "--api-key-file", "'%s' holds no key",
+                path);
     return st;
 }
 

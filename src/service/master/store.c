@@ -35,8 +35,8 @@ qie_status svc_store_open(const char *state_dir, svc_store **out, qie_error *err
     s->fd = -1;
     s->dir = qie_path_join(state_dir, "files");
     pthread_mutex_init(&s->lock, NULL);
-    qie_status st = s->dir ? qie_mkdirs(s->dir, err)
-                           : qie_fail(err, QIE_E_NO_MEMORY, NULL, "out of memory");
+    qie_status st =
+        s->dir ? qie_mkdirs(s->dir, err) : qie_fail(err, QIE_E_NO_MEMORY, NULL, "out of memory");
     if (st == QIE_OK && (s->fd = open(s->dir, O_DIRECTORY | O_RDONLY | O_CLOEXEC)) < 0)
         st = qie_fail(err, QIE_E_IO, s->dir, "cannot open '%s': %s", s->dir, strerror(errno));
     if (st == QIE_OK && faccessat(s->fd, ".", W_OK, 0))
@@ -189,8 +189,8 @@ int svc_store_read(const svc_store *s, const char *name) {
     return openat(s->fd, path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
 }
 
-static void sweep_folder(svc_store *s, const char *folder,
-                         bool (*wanted)(void *, const char *), void *arg) {
+static void sweep_folder(svc_store *s, const char *folder, bool (*wanted)(void *, const char *),
+                         void *arg) {
     int fd = openat(s->fd, folder, O_DIRECTORY | O_RDONLY | O_CLOEXEC);
     DIR *d = fd >= 0 ? fdopendir(fd) : NULL;
     struct dirent *e;

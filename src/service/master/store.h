@@ -1,6 +1,6 @@
-/* Pictures on disk, named by the sha256 of their content: files/ab/<hash>. A file that is there is whole:
- * it was written aside, synced and renamed. What is used by a request that has no row yet is pinned, so
- * that the removal of an old job cannot take it away. */
+/* Pictures on disk, named by the sha256 of their content: files/ab/<hash>. A file that is there is
+ * whole: it was written aside, synced and renamed. What is used by a request that has no row yet is
+ * pinned, so that the removal of an old job cannot take it away. */
 #ifndef QIE_SERVICE_STORE_H
 #define QIE_SERVICE_STORE_H
 

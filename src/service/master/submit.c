@@ -1,6 +1,7 @@
-/* From a request to an accepted job, and from its end to the answer. A submission goes: parse (thread) ->
- * fetch (thread, only with addresses) -> admit (loop) -> keep the pictures (thread) -> row (writer) ->
- * accepted (loop). Its client may leave at any point: `call` is NULL from then on. */
+/* From a request to an accepted job, and from its end to the answer. A submission goes: parse
+ * (thread) -> fetch (thread, only with addresses) -> admit (loop) -> keep the pictures (thread) ->
+ * row (writer) -> accepted (loop). Its client may leave at any point: `call` is NULL from then on.
+ */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <stdio.h>
@@ -18,7 +19,7 @@
 #include "service/master/parse.h"
 
 typedef struct submission {
-    svc_task task;         /* first */
+    svc_task task; /* first */
     svc_write write;
     svc_listener listener;
     svc_master *master;
@@ -61,7 +62,8 @@ static void refuse(submission *s, const qie_error *e, int status) {
     if (s->call) {
         char text[16];
         s->call->on_gone = NULL;
-        if (e->status == QIE_E_BUSY || e->status == QIE_E_NO_MEMORY || e->status == QIE_E_UNAVAILABLE) {
+        if (e->status == QIE_E_BUSY || e->status == QIE_E_NO_MEMORY ||
+            e->status == QIE_E_UNAVAILABLE) {
             snprintf(text, sizeof text, "%d", svc_retry_after(s->master));
             svc_call_set_header(s->call, "Retry-After", text);
         }
@@ -170,13 +172,15 @@ static qie_json *usage_json(void) {
 static qie_json *openai_json(answering *a, const qie_json *result, qie_json *pictures) {
     qie_json *o = qie_json_new_object(), *data = qie_json_new_array();
     char size[32], format[8];
-    snprintf(size, sizeof size, "%lldx%lld", (long long)qie_json_integer(qie_json_member(result, "width")),
+    snprintf(size, sizeof size, "%lldx%lld",
+             (long long)qie_json_integer(qie_json_member(result, "width")),
              (long long)qie_json_integer(qie_json_member(result, "height")));
     qie_json_put(o, "created", qie_json_new_int((int64_t)svc_clock()));
     if (a->stream) {
         qie_json_put(o, "type", qie_json_new_string("image_edit.completed"));
         qie_json_put(o, "created_at", qie_json_new_int((int64_t)svc_clock()));
-        qie_json_put(o, "b64_json", qie_json_new_string(qie_json_string(qie_json_at(pictures, 0), NULL)));
+        qie_json_put(o, "b64_json",
+                     qie_json_new_string(qie_json_string(qie_json_at(pictures, 0), NULL)));
         qie_json_put(o, "background", qie_json_new_string("opaque"));
         qie_json_put(o, "quality", qie_json_new_string("high"));
         qie_json_free(data);
@@ -198,14 +202,16 @@ static qie_json *openai_json(answering *a, const qie_json *result, qie_json *pic
 }
 
 static qie_json *edit_json(answering *a, const qie_json *result, qie_json *pictures) {
-    static const char *const keys[] = {"output_path",    "seed",  "width",     "height",  "num_inference_steps",
-                                       "true_cfg_scale", "cfg",   "model",     "precision", "gpu_id",
-                                       "timings",        "warnings"};
+    static const char *const keys[] = {
+        "output_path",         "seed",           "width",   "height",
+        "num_inference_steps", "true_cfg_scale", "cfg",     "model",
+        "precision",           "gpu_id",         "timings", "warnings"};
     qie_json *o = qie_json_new_object();
     qie_json_put(o, "job_id", qie_json_new_string(a->id));
     bool path = qie_json_member(result, "output_path") != NULL;
     if (!path && qie_json_size(pictures) == 1)
-        qie_json_put(o, "image_base64", qie_json_new_string(qie_json_string(qie_json_at(pictures, 0), NULL)));
+        qie_json_put(o, "image_base64",
+                     qie_json_new_string(qie_json_string(qie_json_at(pictures, 0), NULL)));
     else if (!path) {
         qie_json_put(o, "images", pictures);
         pictures = NULL;
@@ -220,10 +226,12 @@ static void answer_run(svc_task *t) {
     answering *a = (answering *)(void *)t;
     qie_json *result = NULL, *pictures = NULL, *o = NULL;
     a->status = 500;
-    if (a->result && qie_json_parse(a->result, strlen(a->result), "result", &result, NULL) == QIE_OK)
+    if (a->result &&
+        qie_json_parse(a->result, strlen(a->result), "result", &result, NULL) == QIE_OK)
         pictures = pictures_json(a, qie_json_member(result, "files"));
     if (pictures) {
-        o = a->flavour == SVC_OPENAI ? openai_json(a, result, pictures) : edit_json(a, result, pictures);
+        o = a->flavour == SVC_OPENAI ? openai_json(a, result, pictures)
+                                     : edit_json(a, result, pictures);
         a->status = 200;
     }
     a->text = o ? qie_json_text(o, 0) : NULL;
@@ -289,7 +297,8 @@ static void answer(svc_master *m, svc_call *call, svc_flavour flavour, const cha
     svc_pool_post(m->pool, &a->task);
 }
 
-void svc_answer_result(svc_master *m, svc_call *call, svc_flavour flavour, const svc_row *row, bool as_url) {
+void svc_answer_result(svc_master *m, svc_call *call, svc_flavour flavour, const svc_row *row,
+                       bool as_url) {
     answer(m, call, flavour, row->id, row->result, as_url, false);
 }
 
@@ -300,7 +309,8 @@ static void reply_failed(submission *s, const svc_job *job) {
     qie_json *o = NULL, *inner;
     qie_status st = QIE_E_INTERNAL;
     const char *message = "failed", *param = "";
-    if (job->row.error && qie_json_parse(job->row.error, strlen(job->row.error), "error", &o, NULL) == QIE_OK) {
+    if (job->row.error &&
+        qie_json_parse(job->row.error, strlen(job->row.error), "error", &o, NULL) == QIE_OK) {
         inner = o;
         message = qie_json_string(qie_json_member(inner, "message"), NULL);
         const char *type = qie_json_string(qie_json_member(inner, "type"), NULL);
@@ -340,7 +350,8 @@ static void partial(submission *s, const svc_job *job, const svc_event *e) {
     snprintf(size, sizeof size, "%dx%d", job->params.width, job->params.height);
     qie_json_put(o, "type", qie_json_new_string("image_edit.partial_image"));
     qie_json_put(o, "partial_image_index", qie_json_new_int(s->n_previews++));
-    qie_json_put(o, "b64_json", qie_json_new_string(qie_json_string(qie_json_member(in, "b64_json"), NULL)));
+    qie_json_put(o, "b64_json",
+                 qie_json_new_string(qie_json_string(qie_json_member(in, "b64_json"), NULL)));
     qie_json_put(o, "created_at", qie_json_new_int((int64_t)svc_clock()));
     qie_json_put(o, "size", qie_json_new_string(job->params.width ? size : "auto"));
     qie_json_put(o, "quality", qie_json_new_string("high"));
@@ -360,7 +371,8 @@ static bool preview_due(const submission *s, const svc_event *e) {
         qie_json_parse(e->data, strlen(e->data), "event", &o, NULL) != QIE_OK)
         return false;
     /* Spread over the steps. */
-    int64_t step = qie_json_integer(qie_json_member(o, "step")), total = qie_json_integer(qie_json_member(o, "total"));
+    int64_t step = qie_json_integer(qie_json_member(o, "step")),
+            total = qie_json_integer(qie_json_member(o, "total"));
     qie_json_free(o);
     return step * (s->request.partial_images + 1) >= total * (s->n_previews + 1);
 }
@@ -377,8 +389,7 @@ static void on_event(svc_listener *l, svc_job *job, const svc_event *e) {
         svc_flavour flavour = s->flavour;
         svc_master *m = s->master;
         release(s);
-        answer(m, call, flavour, job->row.id,
-               job->row.result, as_url, streaming);
+        answer(m, call, flavour, job->row.id, job->row.result, as_url, streaming);
     } else if (!strcmp(e->name, "failed") || !strcmp(e->name, "cancelled"))
         reply_failed(s, job);
 }
@@ -452,8 +463,8 @@ static void on_inserted(svc_task *t) {
     }
     job->accepted = true;
     m->order_changed = true;
-    svc_log(QIE_LOG_INFO, "accepted", job->row.id, "client=%s pictures=%d priority=%d", job->row.client,
-            job->n_inputs, job->row.priority);
+    svc_log(QIE_LOG_INFO, "accepted", job->row.id, "client=%s pictures=%d priority=%d",
+            job->row.client, job->n_inputs, job->row.priority);
     qie_json *o = qie_json_new_object();
     job->position = svc_job_position(m, job);
     double eta = svc_job_eta(m, job->position);
@@ -511,8 +522,8 @@ static void accept_new(submission *s, const char *fingerprint) {
     svc_row row;
     qie_error e;
     fill_row(s, &row, fingerprint);
-    bool ok = row.client && row.fingerprint && row.prompt && row.negative && row.response && row.params &&
-              row.inputs;
+    bool ok = row.client && row.fingerprint && row.prompt && row.negative && row.response &&
+              row.params && row.inputs;
     svc_job *job = ok ? svc_job_from_row(m, &row) : NULL;
     if (!job) {
         svc_row_release(&row);
@@ -541,7 +552,8 @@ static bool known_key(submission *s, const char *fingerprint) {
         return false;
     const char *print = job ? job->row.fingerprint : row.fingerprint;
     if (!print || strcmp(print, fingerprint)) {
-        qie_fail(&e, QIE_E_CONFLICT, "idempotency_key", "'idempotency_key' was used with another request");
+        qie_fail(&e, QIE_E_CONFLICT, "idempotency_key",
+                 "'idempotency_key' was used with another request");
         refuse(s, &e, 0);
     } else if (job && s->flavour == SVC_JOB) {
         if (s->call)
@@ -629,20 +641,23 @@ static qie_status check_plan(const submission *s, qie_error *err) {
         r.images[i] = (qie_size){s->widths[i], s->heights[i]};
     QIE_TRY(qie_size_plan_make(&model->config, &r, &sizes, err));
     double cfg = p->true_cfg_scale < 0 ? model->true_cfg_scale : p->true_cfg_scale;
-    int64_t text = 64 + (int64_t)strlen(s->request.prompt) / 8; /* a lower bound: the worker counts */
+    int64_t text =
+        64 + (int64_t)strlen(s->request.prompt) / 8; /* a lower bound: the worker counts */
     qie_memory_request q = {.model = &model->config,
                             .sizes = &sizes,
                             .act = (qie_dtype)model->act_dtype,
                             .n_passes = cfg > 1 ? 2 : 1,
                             .n_ids = {text + sizes.n_vision_tokens, text + sizes.n_vision_tokens},
                             .n_text = {text + sizes.n_vision_tokens, text + sizes.n_vision_tokens},
-                            .n_steps = p->num_inference_steps ? p->num_inference_steps : model->num_inference_steps,
+                            .n_steps = p->num_inference_steps ? p->num_inference_steps
+                                                              : model->num_inference_steps,
                             .n_outputs = p->num_images,
                             .preview_px = p->preview_px,
                             .limit_bytes = qie_memory_total()};
     int64_t total = qie_memory_total();
-    QIE_FAIL_IF(!qie_memory_plan_make(&q, &plan) || (total > 0 && plan.total > total), QIE_E_TOO_LARGE, err,
-                "image", "this edit needs %lld MB of working memory, the machine has %lld MB in all",
+    QIE_FAIL_IF(!qie_memory_plan_make(&q, &plan) || (total > 0 && plan.total > total),
+                QIE_E_TOO_LARGE, err, "image",
+                "this edit needs %lld MB of working memory, the machine has %lld MB in all",
                 (long long)(plan.total >> 20), (long long)(total >> 20));
     return QIE_OK;
 }
@@ -698,8 +713,8 @@ static void fetch_pictures(svc_task *t) {
 static void parse(svc_task *t) {
     submission *s = (submission *)(void *)t;
     bool urls = false;
-    s->status = svc_request_parse(&s->rules, s->flavour, s->content_type, s->text, s->n_text, &s->request,
-                                  &s->error);
+    s->status = svc_request_parse(&s->rules, s->flavour, s->content_type, s->text, s->n_text,
+                                  &s->request, &s->error);
     for (size_t i = 0; i < s->request.n_pictures; i++)
         urls = urls || s->request.pictures[i].url;
     if (s->status == QIE_OK && !urls)
@@ -732,7 +747,8 @@ void svc_submit(svc_master *m, svc_call *call, svc_flavour flavour) {
     if (!s || m->stopping || (m->o.reject_while_loading && !svc_workers_ready(m))) {
         free(s);
         svc_call_set_header(call, "Retry-After", "5");
-        qie_fail(&e, QIE_E_UNAVAILABLE, NULL, m->stopping ? "the service is stopping" : "the model is loading");
+        qie_fail(&e, QIE_E_UNAVAILABLE, NULL,
+                 m->stopping ? "the service is stopping" : "the model is loading");
         svc_reply_error(call, 503, &e);
         return;
     }
@@ -757,7 +773,8 @@ void svc_submit(svc_master *m, svc_call *call, svc_flavour flavour) {
     svc_pool_post(m->pool, &s->task);
 }
 
-/* Calls that wait for an end: those that have waited too long are told so, streams get a sign of life. */
+/* Calls that wait for an end: those that have waited too long are told so, streams get a sign of
+ * life. */
 void svc_submit_tick(svc_master *m, bool comment) {
     double now = qie_now_s();
     for (svc_job *j = m->jobs; j; j = j->next)
@@ -771,8 +788,9 @@ void svc_submit_tick(svc_master *m, bool comment) {
             if (s->streaming || now < s->deadline_s)
                 continue;
             qie_error e;
-            qie_fail(&e, QIE_E_TIMEOUT, NULL, "the edit takes longer than %.0f s; it goes on as job %s",
-                     m->o.sync_timeout_s, j->row.id);
+            qie_fail(&e, QIE_E_TIMEOUT, NULL,
+                     "the edit takes longer than %.0f s; it goes on as job %s", m->o.sync_timeout_s,
+                     j->row.id);
             refuse(s, &e, 504);
         }
 }

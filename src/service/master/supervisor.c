@@ -26,7 +26,8 @@
 #define MAX_RESULT_BYTES (256ll << 20)
 #define SOCKET_BYTES (1 << 20)
 
-static const char *const STATES[] = {"starting", "loading", "ready", "busy", "restarting", "failed"};
+static const char *const STATES[] = {"starting", "loading",    "ready",
+                                     "busy",     "restarting", "failed"};
 
 static void on_channel(void *arg, uint32_t events);
 static void on_death(void *arg, uint32_t events);
@@ -169,8 +170,8 @@ static void buried(svc_worker *w, int status) {
     w->deaths_young = young && !w->job ? w->deaths_young + 1 : young ? w->deaths_young : 0;
     if (!m->stopping) {
         note(w, w->death_note);
-        svc_log(QIE_LOG_ERROR, "worker", w->job ? w->job->row.id : NULL, "worker %d lost: %s", w->index,
-                w->death_note);
+        svc_log(QIE_LOG_ERROR, "worker", w->job ? w->job->row.id : NULL, "worker %d lost: %s",
+                w->index, w->death_note);
     }
     svc_job *job = w->job;
     w->job = NULL;
@@ -202,7 +203,8 @@ typedef struct packing {
     int fd, cause;
 } packing;
 
-/* Pictures go from their files into the memory file without passing through this process' memory. */
+/* Pictures go from their files into the memory file without passing through this process' memory.
+ */
 static bool append_input(packing *p, int i) {
     int from = svc_store_read(p->master->store, p->inputs[i]);
     int64_t n = from >= 0 ? svc_file_size(from) : -1;
@@ -273,7 +275,9 @@ static void packed(svc_task *t) {
         snprintf(m.job_id, sizeof m.job_id, "%s", job->row.id);
         if (p->fd < 0 || !svc_message_send(w->channel, &m, p->fd)) {
             /* No descriptors or memory now: later, without blame. */
-            svc_note_error(p->master, "a job could not be handed to its worker for lack of descriptors or memory");
+            svc_note_error(
+                p->master,
+                "a job could not be handed to its worker for lack of descriptors or memory");
             p->master->storage_broken_until_s = qie_now_s() + 1;
             put_back(p->master, w, job);
         } else {
@@ -392,7 +396,9 @@ static qie_status write_output(collecting *c, const uint8_t *bytes, size_t n) {
         part = next;
     }
     snprintf(aside, sizeof aside, ".%.40s.part", c->id);
-    int fd = dir >= 0 ? openat(dir, aside, O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW | O_CLOEXEC, 0644) : -1;
+    int fd = dir >= 0
+                 ? openat(dir, aside, O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW | O_CLOEXEC, 0644)
+                 : -1;
     bool ok = fd >= 0 && write(fd, bytes, n) == (ssize_t)n && fsync(fd) == 0 &&
               renameat(dir, aside, dir, name) == 0;
     int cause = errno;
@@ -403,8 +409,8 @@ static qie_status write_output(collecting *c, const uint8_t *bytes, size_t n) {
     if (dir >= 0)
         close(dir);
     return ok ? QIE_OK
-              : qie_fail(&c->error, QIE_E_INVALID, "output_path", "cannot write '%s': %s", c->output_path,
-                         strerror(cause));
+              : qie_fail(&c->error, QIE_E_INVALID, "output_path", "cannot write '%s': %s",
+                         c->output_path, strerror(cause));
 }
 
 static bool collect_picture(collecting *c, int i, int64_t at) {
@@ -443,7 +449,8 @@ static char *result_text(const collecting *c) {
     for (int i = 0; i < h->n_warnings; i++)
         qie_json_push(warnings, qie_json_new_string(h->warnings[i]));
     if (h->retried_f32)
-        qie_json_push(warnings, qie_json_new_string("computed again in f32: the fast precision overflowed"));
+        qie_json_push(warnings,
+                      qie_json_new_string("computed again in f32: the fast precision overflowed"));
     qie_json_put(t, "queued_s", qie_json_new_double(c->queued_s));
     qie_json_put(t, "encode_s", qie_json_new_double(h->encode_s));
     qie_json_put(t, "denoise_s", qie_json_new_double(h->denoise_s));
@@ -509,7 +516,8 @@ static void collected(svc_task *t) {
         svc_job_retry(m, job, "the worker returned garbage");
         release_collecting(c);
     } else if (c->status == QIE_E_IO && !m->stopping) {
-        /* State folder full: the picture stays in memory until there is room; nothing new is started. */
+        /* State folder full: the picture stays in memory until there is room; nothing new is
+         * started. */
         svc_note_error(m, c->error.message);
         m->storage_broken_until_s = qie_now_s() + 3;
         for (int i = 0; i < c->n_stored; i++)
@@ -558,7 +566,8 @@ static void take_result(svc_worker *w, svc_job *job, int fd) {
     memcpy(c->id, job->row.id, sizeof c->id);
     qie_json *o = NULL;
     const char *path = NULL;
-    if (qie_json_parse(job->row.response, strlen(job->row.response), "response", &o, NULL) == QIE_OK &&
+    if (qie_json_parse(job->row.response, strlen(job->row.response), "response", &o, NULL) ==
+            QIE_OK &&
         qie_json_get_string(o, "output_path", NULL, &path, NULL) == QIE_OK && path)
         c->output_path = strdup(path);
     qie_json_free(o);
@@ -571,18 +580,20 @@ static void take_result(svc_worker *w, svc_job *job, int fd) {
 
 static void on_ready(svc_worker *w, const svc_message *m, int fd) {
     svc_model_info info;
-    if (fd < 0 || svc_file_size(fd) != (int64_t)sizeof info || !svc_read_at(fd, &info, sizeof info, 0)) {
+    if (fd < 0 || svc_file_size(fd) != (int64_t)sizeof info ||
+        !svc_read_at(fd, &info, sizeof info, 0)) {
         kill_worker(w, "the worker spoke nonsense at its start", 2);
         return;
     }
-    info.model[511] = info.name[127] = info.precision[15] = info.backend[15] = info.cpu_level[23] = 0;
+    info.model[511] = info.name[127] = info.precision[15] = info.backend[15] = info.cpu_level[23] =
+        0;
     info.about_en[399] = info.about_zh[399] = info.revision[79] = 0;
     w->master->model = info;
     w->master->has_model = true;
     w->state = SVC_W_READY;
     w->ready_s = qie_now_s();
-    svc_log(QIE_LOG_INFO, "worker", NULL, "worker %d ready after %.1f s: model %s, %s (%s)", w->index,
-            w->ready_s - w->started_s, info.name, info.precision, m->text);
+    svc_log(QIE_LOG_INFO, "worker", NULL, "worker %d ready after %.1f s: model %s, %s (%s)",
+            w->index, w->ready_s - w->started_s, info.name, info.precision, m->text);
 }
 
 static void on_progress(svc_worker *w, const svc_message *m) {
@@ -601,7 +612,8 @@ static void on_progress(svc_worker *w, const svc_message *m) {
         qie_json_put(o, "i_image", qie_json_new_int(m->i_image));
         qie_json_put(o, "n_images", qie_json_new_int(m->n_images));
     }
-    qie_json_put(o, "eta_s", m->seconds_left < 0 ? qie_json_new_null() : qie_json_new_double(m->seconds_left));
+    qie_json_put(o, "eta_s",
+                 m->seconds_left < 0 ? qie_json_new_null() : qie_json_new_double(m->seconds_left));
     svc_job_event(w->master, job, "progress", o, true);
 }
 
@@ -747,8 +759,8 @@ void svc_workers_tick(svc_master *m) {
         svc_worker *w = &m->workers[i];
         check(w, now);
         svc_job *job;
-        if (w->state == SVC_W_READY && w->pid > 0 && !m->stopping && now >= m->storage_broken_until_s &&
-            (job = svc_jobs_pick(m)) != NULL)
+        if (w->state == SVC_W_READY && w->pid > 0 && !m->stopping &&
+            now >= m->storage_broken_until_s && (job = svc_jobs_pick(m)) != NULL)
             give(w, job);
     }
 }
@@ -790,7 +802,8 @@ static qie_json *worker_json(const svc_worker *w) {
     qie_json_put(o, "queue_len", qie_json_new_int(w->job ? 1 : 0));
     qie_json_put(o, "jobs_done", qie_json_new_int(w->jobs_done));
     qie_json_put(o, "restarts", qie_json_new_int(w->restarts));
-    qie_json_put(o, "last_error", w->last_error[0] ? qie_json_new_string(w->last_error) : qie_json_new_null());
+    qie_json_put(o, "last_error",
+                 w->last_error[0] ? qie_json_new_string(w->last_error) : qie_json_new_null());
     qie_json_put(o, "last_error_at",
                  w->last_error[0] ? qie_json_new_double(w->last_error_at) : qie_json_new_null());
     qie_json_put(o, "uptime_s", qie_json_new_double(w->pid > 0 ? qie_now_s() - w->started_s : 0));

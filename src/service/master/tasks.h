@@ -1,5 +1,5 @@
-/* Work off the loop: a few threads take tasks in order, and what they finished is handed back to the
- * loop through an eventfd. The queue's writer posts its completions here too. */
+/* Work off the loop: a few threads take tasks in order, and what they finished is handed back to
+ * the loop through an eventfd. The queue's writer posts its completions here too. */
 #ifndef QIE_SERVICE_TASKS_H
 #define QIE_SERVICE_TASKS_H
 

@@ -1,4 +1,5 @@
-/* Refusal by error and not by death: a library that probes for a socket (locale, name service) goes on. */
+/* Refusal by error and not by death: a library that probes for a socket (locale, name service) goes
+ * on. */
 #define _GNU_SOURCE
 #include "service/worker/sandbox.h"
 
@@ -17,17 +18,17 @@
 #include <seccomp.h>
 #endif
 
-#define MARGIN_BYTES (768ll << 20) /* decoded pictures (two of 50 MP), codecs, stacks of threads */
+#define MARGIN_BYTES (768ll << 20) /* decoded pictures (two of 50 MP), codecs, stacks of threads \
+                                    */
 
 const char *svc_sandbox_files(void) {
     struct landlock_ruleset_attr rules;
     memset(&rules, 0, sizeof rules);
-    rules.handled_access_fs = LANDLOCK_ACCESS_FS_EXECUTE | LANDLOCK_ACCESS_FS_WRITE_FILE |
-                              LANDLOCK_ACCESS_FS_REMOVE_DIR | LANDLOCK_ACCESS_FS_REMOVE_FILE |
-                              LANDLOCK_ACCESS_FS_MAKE_CHAR | LANDLOCK_ACCESS_FS_MAKE_DIR |
-                              LANDLOCK_ACCESS_FS_MAKE_REG | LANDLOCK_ACCESS_FS_MAKE_SOCK |
-                              LANDLOCK_ACCESS_FS_MAKE_FIFO | LANDLOCK_ACCESS_FS_MAKE_BLOCK |
-                              LANDLOCK_ACCESS_FS_MAKE_SYM;
+    rules.handled_access_fs =
+        LANDLOCK_ACCESS_FS_EXECUTE | LANDLOCK_ACCESS_FS_WRITE_FILE | LANDLOCK_ACCESS_FS_REMOVE_DIR |
+        LANDLOCK_ACCESS_FS_REMOVE_FILE | LANDLOCK_ACCESS_FS_MAKE_CHAR |
+        LANDLOCK_ACCESS_FS_MAKE_DIR | LANDLOCK_ACCESS_FS_MAKE_REG | LANDLOCK_ACCESS_FS_MAKE_SOCK |
+        LANDLOCK_ACCESS_FS_MAKE_FIFO | LANDLOCK_ACCESS_FS_MAKE_BLOCK | LANDLOCK_ACCESS_FS_MAKE_SYM;
     prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
     int fd = (int)syscall(SYS_landlock_create_ruleset, &rules, sizeof rules, 0);
     if (fd < 0)
@@ -39,19 +40,41 @@ const char *svc_sandbox_files(void) {
 
 #ifdef QIE_HAVE_SECCOMP
 static bool deny_calls(scmp_filter_ctx c) {
-    static const int calls[] = {
-        SCMP_SYS(socket),        SCMP_SYS(connect),      SCMP_SYS(bind),
-        SCMP_SYS(listen),        SCMP_SYS(accept),       SCMP_SYS(accept4),
-        SCMP_SYS(execve),        SCMP_SYS(execveat),     SCMP_SYS(ptrace),
-        SCMP_SYS(process_vm_writev), SCMP_SYS(process_vm_readv), SCMP_SYS(io_uring_setup),
-        SCMP_SYS(bpf),           SCMP_SYS(perf_event_open), SCMP_SYS(mount),
-        SCMP_SYS(umount2),       SCMP_SYS(unshare),      SCMP_SYS(setns),
-        SCMP_SYS(unlink),        SCMP_SYS(unlinkat),     SCMP_SYS(rename),
-        SCMP_SYS(renameat),      SCMP_SYS(renameat2),    SCMP_SYS(mkdir),
-        SCMP_SYS(mkdirat),       SCMP_SYS(link),         SCMP_SYS(linkat),
-        SCMP_SYS(symlink),       SCMP_SYS(symlinkat),    SCMP_SYS(chmod),
-        SCMP_SYS(fchmodat),      SCMP_SYS(creat),        SCMP_SYS(truncate),
-        SCMP_SYS(fork),          SCMP_SYS(vfork)};
+    static const int calls[] = {SCMP_SYS(socket),
+                                SCMP_SYS(connect),
+                                SCMP_SYS(bind),
+                                SCMP_SYS(listen),
+                                SCMP_SYS(accept),
+                                SCMP_SYS(accept4),
+                                SCMP_SYS(execve),
+                                SCMP_SYS(execveat),
+                                SCMP_SYS(ptrace),
+                                SCMP_SYS(process_vm_writev),
+                                SCMP_SYS(process_vm_readv),
+                                SCMP_SYS(io_uring_setup),
+                                SCMP_SYS(bpf),
+                                SCMP_SYS(perf_event_open),
+                                SCMP_SYS(mount),
+                                SCMP_SYS(umount2),
+                                SCMP_SYS(unshare),
+                                SCMP_SYS(setns),
+                                SCMP_SYS(unlink),
+                                SCMP_SYS(unlinkat),
+                                SCMP_SYS(rename),
+                                SCMP_SYS(renameat),
+                                SCMP_SYS(renameat2),
+                                SCMP_SYS(mkdir),
+                                SCMP_SYS(mkdirat),
+                                SCMP_SYS(link),
+                                SCMP_SYS(linkat),
+                                SCMP_SYS(symlink),
+                                SCMP_SYS(symlinkat),
+                                SCMP_SYS(chmod),
+                                SCMP_SYS(fchmodat),
+                                SCMP_SYS(creat),
+                                SCMP_SYS(truncate),
+                                SCMP_SYS(fork),
+                                SCMP_SYS(vfork)};
     for (size_t i = 0; i < sizeof calls / sizeof *calls; i++)
         if (seccomp_rule_add(c, SCMP_ACT_ERRNO(EPERM), calls[i], 0))
             return false;

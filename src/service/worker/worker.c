@@ -1,5 +1,5 @@
-/* One thread computes; one listens, so that a cancel or the master's end reaches a running edit. Pictures
- * are decoded here, in the process that may be lost. */
+/* One thread computes; one listens, so that a cancel or the master's end reaches a running edit.
+ * Pictures are decoded here, in the process that may be lost. */
 #define _GNU_SOURCE
 #include "service/worker/worker.h"
 
@@ -388,7 +388,8 @@ static void begin(worker *w, uint64_t token) {
 static void run_job(worker *w) {
     job j;
     qie_error e = {0};
-    pthread_mutex_lock(&w->lock); /* the slot is free again before the answer: the next job may follow at once */
+    pthread_mutex_lock(
+        &w->lock); /* the slot is free again before the answer: the next job may follow at once */
     svc_message order = w->job;
     int fd = w->job_fd;
     w->has_job = false;
