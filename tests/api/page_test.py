@@ -140,6 +140,20 @@ def paste_and_keyboard(r, b):
 
 
 @test
+def drop(r, b):
+    r.open(b)
+    fire = ("const bytes = Uint8Array.from(atob(arguments[0]), c => c.charCodeAt(0)), data = new DataTransfer();"
+            "data.items.add(new File([bytes], 'dropped.png', {type: 'image/png'}));"
+            "for (const name of arguments[1]) document.body.dispatchEvent(new DragEvent(name, {dataTransfer: data, bubbles: true, cancelable: true}))")
+    data = base64.b64encode(r.red.read_bytes()).decode()
+    b.js(fire, data, ["dragenter", "dragover"])
+    check(b.js("return !document.getElementById('veil').hidden"), "told that it can be dropped")
+    b.js(fire, data, ["drop"])
+    b.wait("the dropped picture", "const p = document.querySelectorAll('.pic img'); return p.length === 1 && p[0].alt === 'dropped.png'")
+    check(b.js("return document.getElementById('veil').hidden"), "the veil is gone")
+
+
+@test
 def generate_and_compare(r, b):
     r.open(b)
     r.add(b, r.red)
