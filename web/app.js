@@ -371,11 +371,24 @@ function writeJobs() {
 
 const jobOf = (id) => jobs.find((j) => j.id === id);
 
+/** Delete a job at the server. One that was just cancelled is refused (409) until it has really ended. */
+async function erase(id) {
+  for (let attempt = 0; attempt < 8; attempt++) {
+    try {
+      await call(`v1/jobs/${encodeURIComponent(id)}`, { method: 'DELETE' });
+      return;
+    } catch (e) {
+      if (e.status !== 409) return;
+      await new Promise((r) => { setTimeout(r, 500 * (attempt + 1)); });
+    }
+  }
+}
+
 async function forget(id, keepFocus) {
   const job = jobOf(id);
   const at = jobs.indexOf(job);
   if (job && !ENDED.includes(job.status)) await call(`v1/jobs/${encodeURIComponent(id)}/cancel`, { method: 'POST' }).catch(() => {});
-  await call(`v1/jobs/${encodeURIComponent(id)}`, { method: 'DELETE' }).catch(() => {});
+  erase(id);
   loadJobs();
   jobs = jobs.filter((j) => j.id !== id);
   writeJobs();
