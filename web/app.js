@@ -477,7 +477,7 @@ function working(progress, eta) {
   const steps = total > 0 && (stage === undefined || /denoise|step|transformer|sampl/i.test(stage));
   let text;
   if (stage === 'sending') text = t('p.sending');
-  else if (stage === 'queued') text = position > 1 ? t('p.position', { n: position }) : position === 0 || position === 1 ? t('p.next') : t('p.queued');
+  else if (stage === 'queued') text = position > 0 ? t('p.position', { n: position + 1 }) : position === 0 ? t('p.next') : t('p.queued');
   else if (stage === 'fetch') text = t('p.fetch');
   else if (steps) text = t('p.step', { k: step, n: total });
   else if (/load/i.test(stage)) text = t('p.load');

@@ -82,7 +82,7 @@ class Service:
                    "seed": int(fields["seed"]) if fields.get("seed", "random") != "random" else int(time.time() * 1e6) % 2 ** 53}
             self.jobs[job["id"]] = job
             self.queue.append(job)
-        self.event(job, "queued", {"position": len(self.queue), "eta_s": len(self.queue) * job["steps"] * self.step_s})
+        self.event(job, "queued", {"position": len(self.queue) - 1, "eta_s": len(self.queue) * job["steps"] * self.step_s})
         return job
 
     def work(self):
@@ -125,8 +125,8 @@ class Service:
     def view(self, job):
         v = {"id": job["id"], "object": "job", "status": job["status"], "created": int(job["at"]), "inputs": len(job["images"])}
         if job["status"] == "queued":
-            v["queue_position"] = self.queue.index(job) + 1 if job in self.queue else 1
-            v["eta_s"] = v["queue_position"] * job["steps"] * self.step_s
+            v["queue_position"] = self.queue.index(job) if job in self.queue else 0
+            v["eta_s"] = (v["queue_position"] + 1) * job["steps"] * self.step_s
         if job["status"] == "running":
             v["progress"] = job.get("progress", {"stage": "encode", "step": 0, "total": 0})
         if job["status"] == "failed":
