@@ -111,7 +111,7 @@ struct svc_worker {
     int64_t jobs_done, restarts, deaths_young;
     double started_s, ready_s, last_beat_s, restart_at_s, stage_limit_s, cancel_at_s;
     int64_t memory_used, memory_free;
-    char last_error[512], death_note[512];
+    char last_error[1024], death_note[1024];
     double last_error_at;
 };
 

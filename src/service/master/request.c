@@ -142,6 +142,7 @@ static qie_status get_word(parser *p, const char *name, const value *v, const ch
 /* ---------------------------------------------------------------- pictures */
 
 static qie_status new_picture(parser *p, const char *name, svc_source **out) {
+    *out = NULL;
     QIE_FAIL_IF(p->r->n_pictures >= p->rules->max_pictures, QIE_E_TOO_LARGE, p->err, name,
                 "more than %zu pictures", p->rules->max_pictures);
     *out = &p->r->pictures[p->r->n_pictures++];
@@ -149,7 +150,7 @@ static qie_status new_picture(parser *p, const char *name, svc_source **out) {
 }
 
 static qie_status add_base64(parser *p, const char *name, const char *text, size_t n) {
-    svc_source *s;
+    svc_source *s = NULL;
     QIE_TRY(new_picture(p, name, &s));
     if (n > 5 && !strncasecmp(text, "data:", 5)) {
         const char *comma = memchr(text, ',', n < 200 ? n : 200);
@@ -165,7 +166,7 @@ static qie_status add_base64(parser *p, const char *name, const char *text, size
 }
 
 static qie_status add_url(parser *p, const char *name, const char *text, size_t n) {
-    svc_source *s;
+    svc_source *s = NULL;
     if (n > 5 && !strncasecmp(text, "data:", 5))
         return add_base64(p, name, text, n);
     QIE_FAIL_IF(!p->rules->allow_url, QIE_E_INVALID, p->err, name,
@@ -234,7 +235,7 @@ static qie_status add_objects(parser *p, const char *name, const value *v) {
 }
 
 static qie_status add_file(parser *p, const char *name, const value *v) {
-    svc_source *s;
+    svc_source *s = NULL;
     if (v->json || !v->is_file)
         return bad(p, name, "must be a file part of a form");
     QIE_TRY(new_picture(p, name, &s));
@@ -575,7 +576,7 @@ void svc_request_fingerprint(const svc_request *r, char out[QIE_HASH_HEX_MAX]) {
     qie_json_put(o, "negative", qie_json_new_string(r->negative));
     qie_json_put(o, "path", qie_json_new_string(r->output_path ? r->output_path : ""));
     for (size_t i = 0; i < r->n_pictures; i++) {
-        char key[8];
+        char key[32];
         snprintf(key, sizeof key, "p%zu", i);
         qie_json_put(o, key, qie_json_new_string(r->pictures[i].name));
     }
