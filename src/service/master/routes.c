@@ -113,7 +113,8 @@ static void health(svc_master *m, svc_call *call) {
     qie_json_put(o, "last_error",
                  m->last_error[0] ? qie_json_new_string(m->last_error) : qie_json_new_null());
     qie_json_put(o, "last_error_at",
-                 m->last_error[0] ? qie_json_new_double(m->last_error_at) : qie_json_new_null());
+                 m->last_error[0] ? qie_json_new_int((int64_t)m->last_error_at)
+                                  : qie_json_new_null());
     svc_call_set_header(call, "Cache-Control", "no-store");
     if (!ready)
         svc_call_set_header(call, "Retry-After", "5");
@@ -342,7 +343,7 @@ static qie_json *parsed(const char *text) {
 }
 
 static qie_json *seconds(double t) {
-    return t > 0 ? qie_json_new_double(t) : qie_json_new_null();
+    return t > 0 ? qie_json_new_int((int64_t)t) : qie_json_new_null();
 }
 
 static qie_json *job_json(svc_master *m, const svc_job *job, const svc_row *row) {

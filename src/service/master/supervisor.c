@@ -805,7 +805,8 @@ static qie_json *worker_json(const svc_worker *w) {
     qie_json_put(o, "last_error",
                  w->last_error[0] ? qie_json_new_string(w->last_error) : qie_json_new_null());
     qie_json_put(o, "last_error_at",
-                 w->last_error[0] ? qie_json_new_double(w->last_error_at) : qie_json_new_null());
+                 w->last_error[0] ? qie_json_new_int((int64_t)w->last_error_at)
+                                  : qie_json_new_null());
     qie_json_put(o, "uptime_s", qie_json_new_double(w->pid > 0 ? qie_now_s() - w->started_s : 0));
     qie_json_put(mem, "used_mb", qie_json_new_int(w->memory_used >> 20));
     qie_json_put(mem, "free_mb", qie_json_new_int(w->memory_free >> 20));

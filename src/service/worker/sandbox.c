@@ -18,8 +18,9 @@
 #include <seccomp.h>
 #endif
 
-#define MARGIN_BYTES (768ll << 20) /* decoded pictures (two of 50 MP), codecs, stacks of threads \
-                                    */
+#define MARGIN_BYTES                                                            \
+    (768ll << 20) /* decoded pictures (two of 50 MP), codecs, stacks of threads \
+                   */
 
 const char *svc_sandbox_files(void) {
     struct landlock_ruleset_attr rules;
