@@ -444,8 +444,6 @@ static void on_inserted(svc_task *t) {
     submission *s = (submission *)(void *)((char *)t - offsetof(submission, write));
     svc_job *job = s->job;
     svc_master *m = s->master;
-    m->n_reserved--;
-    s->reserved = false;
     if (s->write.status != QIE_OK) {
         for (svc_job **at = &m->jobs; *at; at = &(*at)->next)
             if (*at == job) {
@@ -533,6 +531,8 @@ static void accept_new(submission *s, const char *fingerprint) {
     }
     s->job = job;
     svc_job_append(m, job);
+    m->n_reserved--; /* counted as waiting from here on */
+    s->reserved = false;
     s->write.kind = SVC_WRITE_INSERT;
     s->write.task.done = on_inserted;
     s->write.row = job->row;
