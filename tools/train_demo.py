@@ -309,9 +309,8 @@ EN = {
     "invert": ["Invert the colors.", "Invert all colors of the image.", "Make it a negative image.", "Invert the picture."],
     "remove": ["Remove {o}.", "Delete {o} from the picture.", "Erase {o} and keep the background."],
     "keep": ["Keep the picture as it is.", "Keep the image unchanged.", "Do not change anything.", "Leave the picture as it is."],
-    "two": ["Give Picture 1's subject the colour of Picture 2's.", "Give Picture 1's subject the color of Picture 2's subject.",
-            "Make the subject of Picture 1 the same color as the subject of Picture 2.",
-            "Change the color of the subject in Picture 1 to the color of the subject in Picture 2."],
+    "two": ["Give Picture 1's subject the colour of Picture 2.", "Make the subject of Picture 1 the color of Picture 2.",
+            "Change the color of the subject in Picture 1 to the color of Picture 2."],
 }
 ZH = {
     "subject": ["把图片里的主体颜色改成{c}，并保持整体风格一致。", "把{o}的颜色改成{c}。", "将{o}变成{c}。", "把{o}改成{c}。",
@@ -321,8 +320,7 @@ ZH = {
     "invert": ["反转图片的颜色。", "将图片反色。", "把图片变成负片。"],
     "remove": ["移除{o}。", "删除{o}。", "去掉{o}，保留背景。"],
     "keep": ["保持图片不变。", "不要改变图片。", "图片保持原样。"],
-    "two": ["把图1主体的颜色改成图2主体的颜色。", "把图片1的主体改成图片2主体的颜色。", "将图1中主体的颜色换成图2中主体的颜色。",
-            "让图1的主体和图2的主体颜色一样。"],
+    "two": ["把图1主体的颜色改成图2的颜色。", "将图1中主体的颜色换成图2的颜色。", "让图1的主体变成图2的颜色。"],
 }
 
 
@@ -834,13 +832,19 @@ class Pairs:
         x = s.compose(one, back)
         return (x, s.compose(also, back)) if also is not None else x
 
+    def swatch(self, rng, b, color):
+        """A picture of little more than a colour."""
+        s = self.scenes[b][rng.integers(len(self.scenes[b]))]
+        mod = s.mod[..., None] if s.photo is None and rng.random() < 0.5 else 1 + rng.normal(0, 0.02, (s.h, s.w, 1))
+        return np.clip(mod * color, 0, 1).astype(np.float32)
+
     def batch(self, rng, b, n):
         """Sources, pictures that give the colour, targets."""
         src, tgt, give = [], [], []
         for _ in range(n):
-            c = any_color(rng)
+            c = rgb(NAMES[rng.integers(len(NAMES))]) if rng.random() < 0.4 else any_color(rng)
             x, y = self.picture(rng, b, None, c)
-            src.append(x), tgt.append(y), give.append(self.picture(rng, b, c))
+            src.append(x), tgt.append(y), give.append(self.swatch(rng, b, c))
         return src, give, tgt
 
 

@@ -801,6 +801,8 @@ const cli_variable CLI_VARIABLES[] = {
     {"PYTORCH_ALLOC_CONF", "accepted and not needed: memory is planned before the first step, "
                            "nothing can fragment (also PYTORCH_CUDA_ALLOC_CONF)"},
     {"QIE_LOG", "level or component:level, comma-separated: error, warn, info, debug, trace"},
+    {"QIE_NVML", "library to load instead of libnvidia-ml.so.1 (doctor)"},
+    {"QIE_ROOT", "folder that stands for / when doctor reads /proc, /sys and /etc/passwd"},
     {"QIE_CPU", "lower the instruction set: ref, avx2, avx512, avx512bf16, amx"},
     {"QIE_DUMP", "write intermediate tensors to this safetensors file"},
     {"QIE_DUMP_NAMES", "which ones, comma-separated patterns"},

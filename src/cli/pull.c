@@ -161,7 +161,8 @@ qie_status cli_run_pull(cli_values *v, qie_error *err) {
     }
     if (st == QIE_OK || (st == QIE_E_NOT_FOUND && settings.offline && w.json)) {
         print_result(&w, &result, st, w.missing);
-        w.missing = NULL;
+        if (w.json)
+            w.missing = NULL; /* part of the object printed */
     }
     qie_json_free(w.missing);
     qie_pull_result_release(&result);

@@ -45,6 +45,10 @@ static qie_status add_endpoints(const char *list, const char *where, qie_hub_set
             while (len && from[len - 1] == '/')
                 len--;
             bool scheme = !strncasecmp(from, "http://", 7) || !strncasecmp(from, "https://", 8);
+            char shown[201];
+            snprintf(shown, sizeof shown, "%.*s", (int)(n > 200 ? 200 : n), list);
+            QIE_FAIL_IF(!scheme && strstr(shown, "://"), QIE_E_INVALID, err, where,
+                        "%s: '%s' is neither an http nor an https address", where, shown);
             int w =
                 snprintf(e->url, sizeof e->url, "%s%.*s", scheme ? "" : "https://", (int)len, from);
             char origin[300];

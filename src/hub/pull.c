@@ -509,9 +509,10 @@ static qie_status link_one(const pull *p, const item *it, qie_error *err) {
     char *path = qie_path_join(p->snapshot, it->file->path), *to = NULL, *tmp = NULL;
     qie_status st = path ? parent_dirs(path, err) : no_memory(err);
     char up[3 * 512 + 1] = "../../";
-    for (const char *s = it->file->path; *s; s++)
-        if (*s == '/' && strlen(up) + 4 < sizeof up)
-            strcat(up, "../");
+    size_t n_up = strlen(up);
+    for (const char *c = it->file->path; *c; c++)
+        if (*c == '/' && n_up + 4 < sizeof up)
+            n_up += (size_t)snprintf(up + n_up, sizeof up - n_up, "../");
     if (st == QIE_OK && (asprintf(&to, "%sblobs/%s", up, it->file->etag) < 0 ||
                          asprintf(&tmp, "%s.%d.link", path, (int)getpid()) < 0))
         st = no_memory(err);

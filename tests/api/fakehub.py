@@ -27,12 +27,13 @@ class Faults:
     NAMES = ("cut", "stall", "status", "whole", "nolength", "chunked", "wrong_size", "wrong_range", "flip",
              "e416", "etag", "truncate", "loop", "garbage", "slow", "longer")
 
-    def __init__(self, seed=1, stall_s=2.0, limit=None, **p):
+    def __init__(self, seed=1, stall_s=2.0, limit=None, sure=False, **p):
         self.p = {n: p.pop(n, 0.0) for n in self.NAMES}
         assert not p, p
         self.random = random.Random(seed)
         self.stall_s = stall_s
         self.limit = limit  # at most so many faults in all
+        self.sure = sure    # at least one
         self.count = 0
         self.lock = threading.Lock()
 
@@ -40,7 +41,7 @@ class Faults:
         with self.lock:
             if self.p[name] <= 0 or (self.limit is not None and self.count >= self.limit):
                 return False
-            hit = self.random.random() < self.p[name]
+            hit = self.random.random() < self.p[name] or (self.sure and self.count == 0)
             self.count += hit
             return hit
 

@@ -46,6 +46,17 @@ def machine(root, total_gib=256, available_gib=200, limit=None, v1=False):
             open(root + "/sys/fs/cgroup/memory.current", "w").write("%d\n" % G)
 
 
+def model(folder):
+    """A folder with every file that a model needs, all empty: complete, and sized as the released one."""
+    d = os.path.join(folder, "model")
+    for n in ("model_index.json", "scheduler/scheduler_config.json", "transformer/config.json", "vae/config.json",
+              "transformer/diffusion_pytorch_model.safetensors", "text_encoder/config.json",
+              "text_encoder/model.safetensors", "vae/diffusion_pytorch_model.safetensors", "tokenizer/tokenizer.json"):
+        os.makedirs(os.path.dirname(os.path.join(d, n)), exist_ok=True)
+        open(os.path.join(d, n), "w").close()
+    return d
+
+
 def doctor(folder, nvml, lang="C.UTF-8", args=(), setup=None, limit=None, v1=False, rc=None, **env):
     """Runs it and returns (json, text); checks what holds in every situation."""
     if not os.path.exists(LIB):
@@ -58,7 +69,8 @@ def doctor(folder, nvml, lang="C.UTF-8", args=(), setup=None, limit=None, v1=Fal
     path = os.path.join(folder, "nvml.txt")
     open(path, "w").write(nvml)
     with FakeHub({"a": b"x"}) as hub:
-        e = clean_env(folder, QIE_NVML=LIB, FAKE_NVML=path, QIE_ROOT=root, LANG=lang, HF_ENDPOINT=hub.url)
+        e = clean_env(folder, QIE_NVML=LIB, FAKE_NVML=path, QIE_ROOT=root, LANG=lang, HF_ENDPOINT=hub.url,
+                      QWEN_EDIT_2511_DIR=model(folder))
         e.update(env)
         t = time.time()
         r = run("doctor", "--json", *args, env=e)
@@ -72,7 +84,7 @@ def doctor(folder, nvml, lang="C.UTF-8", args=(), setup=None, limit=None, v1=Fal
         text = run("doctor", *args, env=e).stdout
     for c in j["checks"]:
         check(c["level"] != "fail" or c["remedy"], "a failure without a remedy:", c)
-        check(c["id"] in ("network", "model") or c["text"] in text, "not in the text:", c["text"])
+        check(c["id"] in ("network", "model", "disk") or c["text"] in text, "not in the text:", c["text"])
     check(j["next"] in text)
     return j, text
 
@@ -227,15 +239,19 @@ def test_chinese(folder):
 def test_offline_and_unreachable(folder):
     j, text = doctor(folder, "", QIE_NVML="/nonexistent", HF_HUB_OFFLINE="1", rc=0)
     check("HF_HUB_OFFLINE=1: no connection is made" in text)
-    j, text = doctor(folder, "", QIE_NVML="/nonexistent", HF_ENDPOINT="http://127.0.0.1:9", rc=7)
-    check("cannot be reached" in text and "HF_ENDPOINT=" in j["next"], text)
+    j, text = doctor(folder, "", QIE_NVML="/nonexistent", HF_ENDPOINT="http://127.0.0.1:9", QWEN_EDIT_2511_DIR="",
+                     rc=7)
+    check("cannot be reached" in text and "export HF_ENDPOINT=" in text, text)
+    check("qwen-edit pull" in text and "the model takes 57.7 GB" in text, text)
+    j, text = doctor(folder, "", QIE_NVML="/nonexistent", HF_ENDPOINT="http://127.0.0.1:9", rc=0)
+    check("the model is complete, so no network is needed" in text, text)
 
 
 def test_incomplete_model_names_the_command(folder):
-    model = os.path.join(folder, "m")
-    os.makedirs(model + "/transformer")
-    j, text = doctor(folder, "", QIE_NVML="/nonexistent", QWEN_EDIT_2511_DIR=model, rc=7)
-    check("is not complete" in text and "qwen-edit pull --local-dir '%s'" % model in text, text)
+    m = os.path.join(folder, "m")
+    os.makedirs(m + "/transformer")
+    j, text = doctor(folder, "", QIE_NVML="/nonexistent", QWEN_EDIT_2511_DIR=m, rc=7)
+    check("is not complete" in text and "qwen-edit pull --local-dir '%s'" % m in text, text)
     j, text = doctor(folder, "", QIE_NVML="/nonexistent", args=("--model", "/nonexistent/x"), rc=7)
     check("cannot be used" in text, text)
 

@@ -529,10 +529,10 @@ QTEST(test_edit_interrupted_during_steps_leaves_nothing) {
 }
 
 QTEST(test_batch_interrupted_ends_the_batch) {
-    write_file("jobs.jsonl",
-               "{\"prompt\":\"a\",\"image\":\"in.png\",\"output_path\":\"i1.png\"}\n"
-               "{\"prompt\":\"b\",\"image\":\"in.png\",\"output_path\":\"i2.png\"}\n",
-               118);
+    static const char jobs[] =
+        "{\"prompt\":\"a\",\"image\":\"in.png\",\"output_path\":\"i1.png\"}\n"
+        "{\"prompt\":\"b\",\"image\":\"in.png\",\"output_path\":\"i2.png\"}\n";
+    write_file("jobs.jsonl", jobs, sizeof jobs - 1);
     const run_options o = {.signal_number = SIGINT, .signal_after = "step 1/200"};
     ASSERT_REFUSED(130, "interrupted", &o, "--batch", "jobs.jsonl", "-s", "200");
     ASSERT(!strstr(r.err, "line 2"));

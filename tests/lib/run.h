@@ -53,9 +53,12 @@ static inline void run_child(const char *program, const char *const *args, const
         setrlimit(RLIMIT_FSIZE, &limit);
         signal(SIGXFSZ, SIG_IGN);
     }
+    /* Opened while we may: the folder that it lies in need not be open to somebody else. */
+    int fd = open(program, O_RDONLY | O_CLOEXEC);
     if (o->uid && (setgid(o->uid) || setuid(o->uid)))
         _exit(121);
-    execv(program, argv);
+    extern char **environ;
+    fexecve(fd, argv, environ);
     _exit(122);
 }
 
