@@ -564,8 +564,8 @@ qie_status qie_http_start(qie_http *h, const qie_http_request *request, qie_erro
     }
     t->req.address = NULL; /* kept in connect_to */
     qie_status st = QIE_OK;
-    if (!t->req.url || !t->easy || (request->address && !t->connect_to) || (request->token && !t->req.token) ||
-        (request->token_origin && !t->req.token_origin))
+    if (!t->req.url || !t->easy || (request->address && !t->connect_to) ||
+        (request->token && !t->req.token) || (request->token_origin && !t->req.token_origin))
         st = qie_fail(err, QIE_E_NO_MEMORY, NULL, "out of memory");
     if (st == QIE_OK)
         st = prepare(t, err);
