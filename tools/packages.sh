@@ -2,7 +2,8 @@
 # need_packages NAME ... installs what is missing, as root or with sudo, and says nothing when nothing is.
 
 BUILD_PACKAGES="cmake ninja-build gcc g++ libc6-dev pkg-config ca-certificates libdnnl-dev libssl-dev
-    libjansson-dev libpng-dev libjpeg62-turbo-dev libwebp-dev libpcre2-dev libutf8proc-dev libcurl4-openssl-dev"
+    libjansson-dev libpng-dev libjpeg62-turbo-dev libwebp-dev libpcre2-dev libutf8proc-dev libcurl4-openssl-dev
+    libmicrohttpd-dev libsqlite3-dev libseccomp-dev"
 TEST_PACKAGES="python3"
 LONG_PACKAGES="valgrind"
 CHECK_PACKAGES="python3 clang-format clang-tidy binutils git"

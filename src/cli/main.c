@@ -103,7 +103,7 @@ int main(int argc, char **argv) {
     const cli_command *command = cli_command_find(word);
     if (!command)
         return unknown_word(word);
-    if (command->bit & CMD_EVENTS)
+    if (command->bit & (CMD_EVENTS | CMD_WORKER))
         restart_with_passive_threads(argv);
     cli_values values = {0};
     qie_error error = {0};

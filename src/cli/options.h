@@ -57,6 +57,29 @@ typedef enum cli_option_id {
     OPT_DETACHED,
     OPT_YES,
     OPT_HEADROOM,
+    OPT_HOST,
+    OPT_PORT,
+    OPT_API_PORT,
+    OPT_GPUS,
+    OPT_WORKERS,
+    OPT_STATE_DIR,
+    OPT_OUTPUT_DIR,
+    OPT_API_KEY,
+    OPT_API_KEY_FILE,
+    OPT_CORS_ORIGIN,
+    OPT_TRUSTED_PROXY,
+    OPT_QUEUE_SIZE,
+    OPT_MAX_IMAGES,
+    OPT_MAX_CONNECTIONS,
+    OPT_MAX_BODY_MEMORY,
+    OPT_SYNC_TIMEOUT,
+    OPT_KEEP,
+    OPT_HANG_LIMIT,
+    OPT_NO_IMAGE_URL,
+    OPT_ALLOW_URL_CIDR,
+    OPT_REJECT_WHILE_LOADING,
+    OPT_LOG_FORMAT,
+    OPT_WORKER_PROGRAM,
     OPT_QUIET,
     OPT_VERBOSE,
     OPT_JSON,
@@ -83,6 +106,7 @@ typedef enum cli_kind {
 typedef enum cli_group {
     GROUP_EDIT = 0,
     GROUP_HUB,
+    GROUP_SERVICE,
     GROUP_SIZE,
     GROUP_OUTPUT,
     GROUP_MACHINE,
@@ -100,9 +124,12 @@ typedef enum cli_group {
 #define CMD_LIST (1u << 6)
 #define CMD_RM (1u << 7)
 #define CMD_PRUNE (1u << 8)
+#define CMD_SERVE (1u << 16)
+#define CMD_WORKER (1u << 17)
+#define CMD_SERVICE (CMD_SERVE | CMD_WORKER)
 #define CMD_CACHE (CMD_LIST | CMD_RM | CMD_PRUNE)
 #define CMD_EVENTS (CMD_EDIT | CMD_PULL | CMD_VERIFY) /* long work: progress, several threads */
-#define CMD_ALL (CMD_EDIT | CMD_INFO | CMD_HELP | CMD_PULL | CMD_VERIFY | CMD_DOCTOR | CMD_CACHE)
+#define CMD_ALL (CMD_SERVICE | CMD_EDIT | CMD_INFO | CMD_HELP | CMD_PULL | CMD_VERIFY | CMD_DOCTOR | CMD_CACHE)
 
 #define CLI_REPEAT (1u << 0)    /* may be given more than once; all values count */
 #define CLI_IN_CONFIG (1u << 1) /* may stand in the config file, under its name */

@@ -246,6 +246,10 @@ static bool resolve_url(const char *base, const char *location, char *out, size_
     return ok;
 }
 
+bool qie_http_resolve(const char *base, const char *location, char *out, size_t cap) {
+    return resolve_url(base, location, out, cap);
+}
+
 void qie_url_escape(char *out, size_t cap, const char *text, bool keep_slash) {
     size_t n = strlen(out);
     for (const unsigned char *p = (const unsigned char *)text; *p && n + 4 < cap; p++) {
@@ -312,7 +316,7 @@ void qie_http_proxy_for(const char *url, char *out, size_t n) {
 typedef struct transfer {
     struct qie_http *owner;
     CURL *easy;
-    struct curl_slist *headers;
+    struct curl_slist *headers, *connect_to;
     qie_http_request req; /* strings owned */
     qie_http_reply reply;
     char error[CURL_ERROR_SIZE];
@@ -355,6 +359,7 @@ static void transfer_free(transfer *t) {
     if (!t)
         return;
     curl_slist_free_all(t->headers);
+    curl_slist_free_all(t->connect_to);
     free((void *)(uintptr_t)t->req.url);
     free((void *)(uintptr_t)t->req.token);
     free((void *)(uintptr_t)t->req.token_origin);
@@ -519,6 +524,10 @@ static qie_status prepare(transfer *t, qie_error *err) {
      * field do. */
     if (!strncasecmp(url, "http:", 5) && !getenv("http_proxy") && getenv("HTTP_PROXY"))
         curl_easy_setopt(c, CURLOPT_PROXY, getenv("HTTP_PROXY"));
+    if (t->connect_to) {
+        curl_easy_setopt(c, CURLOPT_CONNECT_TO, t->connect_to);
+        curl_easy_setopt(c, CURLOPT_PROXY, "");
+    }
     if (t->req.from >= 0 && !t->req.head) {
         char range[64];
         if (t->req.to >= 0)
@@ -548,9 +557,15 @@ qie_status qie_http_start(qie_http *h, const qie_http_request *request, qie_erro
     t->easy = h->n_spare ? h->spare[--h->n_spare] : curl_easy_init();
     qie_http_reply_clear(&t->reply);
     snprintf(t->reply.url, sizeof t->reply.url, "%s", request->url);
+    if (request->address) {
+        char line[128];
+        snprintf(line, sizeof line, "::%s:", request->address);
+        t->connect_to = curl_slist_append(NULL, line);
+    }
+    t->req.address = NULL; /* kept in connect_to */
     qie_status st = QIE_OK;
-    if (!t->req.url || !t->easy || (request->token && !t->req.token) ||
-        (request->token_origin && !t->req.token_origin))
+    if (!t->req.url || !t->easy || (request->address && !t->connect_to) ||
+        (request->token && !t->req.token) || (request->token_origin && !t->req.token_origin))
         st = qie_fail(err, QIE_E_NO_MEMORY, NULL, "out of memory");
     if (st == QIE_OK)
         st = prepare(t, err);

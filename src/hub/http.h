@@ -75,6 +75,8 @@ typedef struct qie_http_request {
     int64_t from, to;      /* bytes from..to, both inclusive; from < 0: whole; to < 0: to the end */
     bool stop_at_redirect; /* the 3xx itself is the answer when it leaves token_origin's host */
     int timeout_s;         /* of the whole transfer; 0: none */
+    const char *address;   /* "1.2.3.4" or "[::1]": connect there whatever the host is, and to no
+                              proxy; NULL: resolve */
     /* Headers of the final answer are complete; false stops. May be NULL. */
     bool (*on_head)(void *arg, const qie_http_reply *reply);
     /* Bytes of the final answer; false stops. Bodies of redirects are not delivered. May be NULL.
@@ -111,6 +113,8 @@ bool qie_http_same_origin(const char *a, const char *b);
 void qie_http_origin(const char *url, char *out, size_t n);
 /* The proxy that a URL would be fetched through, without credentials; "" for none. */
 void qie_http_proxy_for(const char *url, char *out, size_t n);
+/* What a Location means on a page; false when that is no address. */
+bool qie_http_resolve(const char *base, const char *location, char *out, size_t cap);
 /* Append `text` percent-encoded; '/' stays when keep_slash. */
 void qie_url_escape(char *out, size_t cap, const char *text, bool keep_slash);
 

@@ -1,0 +1,164 @@
+/* The commands serve and worker: values to options of the service. */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <unistd.h>
+
+#include "base/error.h"
+#include "base/parallel.h"
+#include "cli/commands.h"
+#include "cli/model_choice.h"
+#include "cli/ui.h"
+#include "service/common/message.h"
+#include "service/master/master.h"
+#include "service/worker/worker.h"
+
+typedef struct prepared {
+    svc_options o;
+    char self[PATH_MAX], state[PATH_MAX], gpus[1024], numbers[6][32];
+    char *model;
+} prepared;
+
+static void copy_list(const cli_values *v, cli_option_id id, const char **out) {
+    const cli_value *value = cli_get(v, id);
+    size_t n = value->n < SVC_MAX_LIST - 1 ? value->n : SVC_MAX_LIST - 1;
+    for (size_t i = 0; i < n; i++)
+        out[i] = value->texts[i];
+    out[n] = NULL;
+}
+
+static qie_status find_state_dir(const cli_values *v, prepared *p, qie_error *err) {
+    const char *given = cli_text(v, OPT_STATE_DIR, NULL), *xdg = getenv("XDG_STATE_HOME"),
+               *home = getenv("HOME");
+    if (given)
+        snprintf(p->state, sizeof p->state, "%s", given);
+    else if (xdg && *xdg == '/')
+        snprintf(p->state, sizeof p->state, "%s/qwen-edit", xdg);
+    else if (home && *home)
+        snprintf(p->state, sizeof p->state, "%s/.local/state/qwen-edit", home);
+    else
+        return qie_fail(err, QIE_E_USAGE, "--state-dir",
+                        "neither --state-dir nor HOME says where the state is kept");
+    p->o.state_dir = p->state;
+    return QIE_OK;
+}
+
+/* "4,5,GPU-uuid" */
+static qie_status read_gpus(const cli_values *v, prepared *p, qie_error *err) {
+    const char *text = cli_text(v, OPT_GPUS, "auto");
+    if (!strcmp(text, "auto") || !strcmp(text, "none"))
+        return QIE_OK;
+    QIE_FAIL_IF(!cli_is_set(v, OPT_WORKER_PROGRAM), QIE_E_UNAVAILABLE, err, "--gpus",
+                "--gpus: this build has no GPU back end; --gpus none computes on the CPU");
+    snprintf(p->gpus, sizeof p->gpus, "%s", text);
+    char *save = NULL;
+    for (char *t = strtok_r(p->gpus, ",", &save); t; t = strtok_r(NULL, ",", &save)) {
+        QIE_FAIL_IF(p->o.n_gpus == SVC_MAX_WORKERS, QIE_E_INVALID, err, "--gpus",
+                    "--gpus: too many");
+        QIE_FAIL_IF(strspn(t, "0123456789") != strlen(t) && strncmp(t, "GPU-", 4), QIE_E_INVALID,
+                    err, "--gpus", "--gpus: '%s' is neither an index nor a UUID", t);
+        p->o.gpus[p->o.n_gpus++] = t;
+    }
+    QIE_FAIL_IF(!p->o.n_gpus, QIE_E_INVALID, err, "--gpus", "--gpus names none");
+    return QIE_OK;
+}
+
+static void add(prepared *p, int *n, const char *flag, const char *value) {
+    if (!value)
+        return;
+    p->o.worker_args[(*n)++] = flag;
+    p->o.worker_args[(*n)++] = value;
+}
+
+static void make_worker_args(const cli_values *v, prepared *p) {
+    int n = 0, half = qie_cpu_count() / 2 / (p->o.n_workers > 1 ? p->o.n_workers : 1);
+    p->o.worker_args[n++] = "qwen-edit";
+    p->o.worker_args[n++] = "worker";
+    snprintf(p->numbers[0], 32, "%d", (int)cli_number(v, OPT_THREADS, half > 1 ? half : 1));
+    add(p, &n, "--model", p->model);
+    add(p, &n, "--threads", p->numbers[0]);
+    add(p, &n, "--precision", cli_text(v, OPT_PRECISION, NULL));
+    add(p, &n, "--backend", cli_text(v, OPT_BACKEND, NULL));
+    if (cli_is_set(v, OPT_NICE)) {
+        snprintf(p->numbers[1], 32, "%d", (int)cli_number(v, OPT_NICE, 0));
+        add(p, &n, "--nice", p->numbers[1]);
+    }
+    if (cli_is_set(v, OPT_MEMORY_LIMIT)) {
+        snprintf(p->numbers[2], 32, "%g", cli_number(v, OPT_MEMORY_LIMIT, 0));
+        add(p, &n, "--memory-limit", p->numbers[2]);
+    }
+    p->o.worker_args[n] = NULL;
+}
+
+static qie_status prepare(const cli_values *v, prepared *p, qie_error *err) {
+    svc_options *o = &p->o;
+    bool named;
+    ssize_t n = readlink("/proc/self/exe", p->self, sizeof p->self - 1);
+    QIE_FAIL_IF(n <= 0, QIE_E_IO, err, NULL, "cannot find the program's own file: %s",
+                strerror(errno));
+    QIE_FAIL_IF(!strcmp(cli_text(v, OPT_DEVICE, "auto"), "cuda"), QIE_E_UNAVAILABLE, err,
+                "--device",
+                "--device: this build has no GPU back end; --device cpu computes on the CPU");
+    o->program = cli_text(v, OPT_WORKER_PROGRAM, p->self);
+    o->host = cli_text(v, OPT_HOST, "127.0.0.1");
+    o->port = (int)cli_number(v, OPT_PORT, 7860);
+    o->api_port = (int)cli_number(v, OPT_API_PORT, 0);
+    o->n_workers = (int)cli_number(v, OPT_WORKERS, 1);
+    o->output_dir = cli_text(v, OPT_OUTPUT_DIR, NULL);
+    o->key_file = cli_text(v, OPT_API_KEY_FILE, NULL);
+    o->queue_size = (int)cli_number(v, OPT_QUEUE_SIZE, 64);
+    o->max_images = (int)cli_number(v, OPT_MAX_IMAGES, 3);
+    o->max_connections = (int)cli_number(v, OPT_MAX_CONNECTIONS, 1024);
+    o->max_body_memory = (int64_t)cli_number(v, OPT_MAX_BODY_MEMORY, 512) << 20;
+    o->sync_timeout_s = cli_number(v, OPT_SYNC_TIMEOUT, 600);
+    o->keep_s = cli_number(v, OPT_KEEP, 24) * 3600;
+    o->hang_limit_s = cli_number(v, OPT_HANG_LIMIT, 120);
+    o->no_image_url = cli_on(v, OPT_NO_IMAGE_URL);
+    o->reject_while_loading = cli_on(v, OPT_REJECT_WHILE_LOADING);
+    o->log_json = !strcmp(cli_text(v, OPT_LOG_FORMAT, "text"), "json");
+    o->version = qie_version();
+    copy_list(v, OPT_API_KEY, o->keys);
+    copy_list(v, OPT_CORS_ORIGIN, o->origins);
+    copy_list(v, OPT_ALLOW_URL_CIDR, o->cidrs);
+    copy_list(v, OPT_TRUSTED_PROXY, o->proxies);
+    QIE_TRY(find_state_dir(v, p, err));
+    QIE_TRY(read_gpus(v, p, err));
+    QIE_TRY(cli_choose_model(v, &p->model, &named, err));
+    if (!strcmp(p->model, "demo") && !named)
+        cli_note("no model named: this is the built-in demo model; --model or QWEN_EDIT_2511_DIR "
+                 "names another");
+    make_worker_args(v, p);
+    return QIE_OK;
+}
+
+qie_status cli_run_serve(cli_values *values, qie_error *err) {
+    prepared *p = calloc(1, sizeof *p);
+    QIE_FAIL_IF(!p, QIE_E_NO_MEMORY, err, NULL, "out of memory");
+    qie_status st = values->n_args ? qie_fail(err, QIE_E_USAGE, NULL, "unexpected argument '%s'",
+                                              values->args[0])
+                                   : prepare(values, p, err);
+    if (st == QIE_OK)
+        st = svc_master_run(&p->o, err);
+    free(p->model);
+    free(p);
+    return st;
+}
+
+qie_status cli_run_worker(cli_values *values, qie_error *err) {
+    const char *precision = cli_text(values, OPT_PRECISION, "auto");
+    svc_worker_options o = {.channel = SVC_CHANNEL_FD, .engine = qie_engine_options_default()};
+    if (cli_is_set(values, OPT_NICE))
+        setpriority(PRIO_PROCESS, 0, (int)cli_number(values, OPT_NICE, 0));
+    o.engine.model = cli_text(values, OPT_MODEL, "demo");
+    o.engine.precision = !strcmp(precision, "f32")    ? QIE_PRECISION_F32
+                         : !strcmp(precision, "bf16") ? QIE_PRECISION_BF16
+                                                      : QIE_PRECISION_AUTO;
+    o.engine.n_threads = (int)cli_number(values, OPT_THREADS, 1);
+    o.engine.backend = cli_text(values, OPT_BACKEND, NULL);
+    o.engine.memory_limit_bytes = (int64_t)(cli_number(values, OPT_MEMORY_LIMIT, 0) * 1073741824.0);
+    return svc_worker_run(&o, err);
+}

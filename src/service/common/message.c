@@ -1,0 +1,124 @@
+#define _GNU_SOURCE
+#include "service/common/message.h"
+
+#include <errno.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+void svc_message_init(svc_message *m, svc_message_kind kind, uint64_t token) {
+    memset(m, 0, sizeof *m);
+    m->magic = SVC_MESSAGE_MAGIC;
+    m->kind = kind;
+    m->token = token;
+}
+
+bool svc_message_send(int channel, const svc_message *m, int fd) {
+    svc_message copy = *m;
+    struct iovec part = {.iov_base = &copy, .iov_len = sizeof copy};
+    union {
+        struct cmsghdr align;
+        char bytes[CMSG_SPACE(sizeof(int))];
+    } control;
+    struct msghdr h = {.msg_iov = &part, .msg_iovlen = 1};
+    memset(&control, 0, sizeof control);
+    if (fd >= 0) {
+        h.msg_control = control.bytes;
+        h.msg_controllen = sizeof control.bytes;
+        struct cmsghdr *c = CMSG_FIRSTHDR(&h);
+        c->cmsg_level = SOL_SOCKET;
+        c->cmsg_type = SCM_RIGHTS;
+        c->cmsg_len = CMSG_LEN(sizeof(int));
+        memcpy(CMSG_DATA(c), &fd, sizeof fd);
+    }
+    ssize_t n;
+    do
+        n = sendmsg(channel, &h, MSG_NOSIGNAL);
+    while (n < 0 && errno == EINTR);
+    return n == (ssize_t)sizeof *m;
+}
+
+int svc_message_receive(int channel, svc_message *m, int *fd) {
+    struct iovec part = {.iov_base = m, .iov_len = sizeof *m};
+    union {
+        struct cmsghdr align;
+        char bytes[CMSG_SPACE(sizeof(int))];
+    } control;
+    struct msghdr h = {.msg_iov = &part,
+                       .msg_iovlen = 1,
+                       .msg_control = control.bytes,
+                       .msg_controllen = sizeof control.bytes};
+    *fd = -1;
+    ssize_t n;
+    do
+        n = recvmsg(channel, &h, MSG_CMSG_CLOEXEC);
+    while (n < 0 && errno == EINTR);
+    if (n < 0)
+        return errno == EAGAIN || errno == EWOULDBLOCK ? 0 : -1;
+    for (struct cmsghdr *c = CMSG_FIRSTHDR(&h); c; c = CMSG_NXTHDR(&h, c))
+        if (c->cmsg_level == SOL_SOCKET && c->cmsg_type == SCM_RIGHTS &&
+            c->cmsg_len == CMSG_LEN(sizeof(int)))
+            memcpy(fd, CMSG_DATA(c), sizeof *fd);
+    if (n != (ssize_t)sizeof *m || m->magic != SVC_MESSAGE_MAGIC ||
+        h.msg_flags & (MSG_TRUNC | MSG_CTRUNC)) {
+        if (*fd >= 0)
+            close(*fd);
+        *fd = -1;
+        return -1;
+    }
+    m->job_id[sizeof m->job_id - 1] = 0;
+    m->stage[sizeof m->stage - 1] = 0;
+    m->param[sizeof m->param - 1] = 0;
+    m->text[sizeof m->text - 1] = 0;
+    return 1;
+}
+
+static bool write_all(int fd, const void *data, size_t n) {
+    const char *p = data;
+    while (n) {
+        ssize_t done = write(fd, p, n);
+        if (done < 0 && errno == EINTR)
+            continue;
+        if (done <= 0)
+            return false;
+        p += done;
+        n -= (size_t)done;
+    }
+    return true;
+}
+
+int svc_memory_file(const char *name, const svc_part *parts, size_t n_parts) {
+    int fd = memfd_create(name, MFD_CLOEXEC);
+    bool ok = fd >= 0;
+    for (size_t i = 0; ok && i < n_parts; i++)
+        ok = write_all(fd, parts[i].data, parts[i].n);
+    if (!ok && fd >= 0) {
+        int saved = errno;
+        close(fd);
+        errno = saved;
+        fd = -1;
+    }
+    return fd;
+}
+
+bool svc_read_at(int fd, void *out, size_t n, int64_t offset) {
+    char *p = out;
+    while (n) {
+        ssize_t done = pread(fd, p, n, (off_t)offset);
+        if (done < 0 && errno == EINTR)
+            continue;
+        if (done <= 0)
+            return false;
+        p += done;
+        offset += done;
+        n -= (size_t)done;
+    }
+    return true;
+}
+
+int64_t svc_file_size(int fd) {
+    struct stat s;
+    return fstat(fd, &s) ? -1 : (int64_t)s.st_size;
+}

@@ -1,0 +1,470 @@
+#!/usr/bin/env python3
+"""The page in headless Chromium, as people use it; screenshots are kept.
+
+    python3 tests/api/page_test.py [--url URL] [--out DIR] [--only NAME ...]
+
+Without --url it runs against page_mock.py; with it against that server (no key, a model that keeps small sizes, such as
+the demo). Every wait is for a condition. Exit status 77: no chromedriver here.
+"""
+import argparse, base64, json, pathlib, re, shutil, sys, tempfile, time, traceback
+from page_driver import Browser, Failed, CONTROL, ENTER, LEFT, RIGHT, HOME, END, TAB
+from page_mock import Server, picture
+import threading
+
+PURPLE_EN, PURPLE_ZH = "Paint the subject purple", "把图片里的主体颜色改成紫色，并保持整体风格一致。"
+TESTS = []
+
+
+def test(f):
+    TESTS.append(f)
+    return f
+
+
+def check(truth, what):
+    if not truth:
+        raise Failed(what)
+
+
+class Run:
+    def __init__(self, url, out, mock):
+        self.url, self.out, self.mock = url, out, mock
+        self.files = pathlib.Path(tempfile.mkdtemp(prefix="page-"))
+        self.red, self.blue = self.files / "red.png", self.files / "blue.png"
+        self.red.write_bytes(picture(192, 128))
+        self.blue.write_bytes(picture(128, 160, (40, 90, 200), (225, 238, 225)))
+        (self.files / "notes.png").write_text("this is no picture")
+
+    def open(self, b, fresh=True):
+        b.go(self.url)
+        if fresh:
+            b.js("sessionStorage.clear(); localStorage.clear()")
+            b.go(self.url)
+        b.wait("the server's limits", "return document.getElementById('service-dot').dataset.is === 'good' && "
+               "document.getElementById('num_inference_steps').min === '1'")
+
+    def shot(self, b, name, full=False):
+        b.screenshot(self.out / f"{name}.png", full)
+
+    def add(self, b, *paths):
+        before = b.js("return document.querySelectorAll('.pic').length")
+        b.type("#file", "\n".join(str(p) for p in paths))
+        b.wait("thumbnails", "return document.querySelectorAll('.pic').length === arguments[0]", before + len(paths))
+
+    def steps(self, b, n):
+        b.js("document.getElementById('advanced').open = true")
+        b.type("#num_inference_steps", str(n), clear=True)
+
+    def finished(self, b):
+        """The result is on the stage and painted; its mean colour in the middle."""
+        b.wait_state("done", 120)
+        b.wait("the picture painted", "const i = document.getElementById('after'); return i.complete && i.naturalWidth > 0")
+        return b.js("const i = document.getElementById('after'), c = document.createElement('canvas'); c.width = c.height = 1;"
+                    "const g = c.getContext('2d'); g.drawImage(i, i.naturalWidth / 2 - 4, i.naturalHeight / 2 - 4, 8, 8, 0, 0, 1, 1);"
+                    "return [...g.getImageData(0, 0, 1, 1).data].slice(0, 3)")
+
+
+@test
+def empty_page(r, b):
+    r.open(b)
+    check(b.js("return document.documentElement.lang") == "en", "an English browser gets English")
+    check(b.js("return document.getElementById('stage').dataset.state") == "empty", "the stage is empty")
+    r.shot(b, "01-empty-light")
+    b.view(1360, 900, dark=True)
+    r.shot(b, "02-empty-dark")
+    b.view(1360, 900)
+    # Nothing to send: said at the fields, nothing is posted.
+    b.click("#generate")
+    check(b.text("#pictures-error") == "Add at least one picture.", "no picture is said at the field")
+    r.shot(b, "03-nothing-chosen")
+
+
+@test
+def names_for_screen_readers(r, b):
+    r.open(b)
+    r.add(b, r.red, r.blue)
+    b.js("document.getElementById('advanced').open = true")
+    nodes = b.cdp("Accessibility.getFullAXTree")["nodes"]
+    roles = {"button", "textbox", "spinbutton", "slider", "link", "radio", "checkbox", "progressbar", "image", "img"}
+    nameless = [n["role"]["value"] for n in nodes if not n.get("ignored") and n.get("role", {}).get("value") in roles
+                and not n.get("name", {}).get("value")]
+    check(not nameless, f"without a name: {nameless}")
+    names = [n["name"]["value"] for n in nodes if n.get("role", {}).get("value") == "button" and not n.get("ignored")]
+    for name in ("Move picture 1 back", "Move picture 2 forward", "Remove picture 2"):
+        check(name in names, f"no button {name!r}")
+    # Every field's help is tied to it.
+    check(b.js("return [...document.querySelectorAll('.advanced-body input:not([type=radio]), .advanced-body textarea')].every("
+               "e => (e.getAttribute('aria-describedby') || '').split(' ').every(id => document.getElementById(id)))"), "help of the fields")
+
+
+@test
+def upload_order_and_limits(r, b):
+    r.open(b)
+    r.add(b, r.red, r.blue)
+    names = lambda: b.js("return [...document.querySelectorAll('.pic img')].map(i => i.alt)")
+    numbers = b.js("return [...document.querySelectorAll('.pic-name')].map(e => e.textContent)")
+    check(numbers == ["Picture 1", "Picture 2"], f"numbered: {numbers}")
+    check(names() == ["red.png", "blue.png"], f"in the order of choice: {names()}")
+    check(b.js("return !document.getElementById('prompt-hint').hidden"), "told how to name them")
+    b.js("document.querySelector('[data-does=down]').focus()")
+    b.keys([ENTER])
+    b.wait("moved by keyboard", "return document.querySelector('.pic img').alt === 'blue.png'")
+    check(b.js("return document.activeElement.dataset.does") in ("up", "down"), "the focus stays with the moved picture")
+    one, two = (b.js("const q = document.querySelectorAll('.pic-frame')[arguments[0]].getBoundingClientRect(); return [q.x + q.width / 2, q.y + q.height / 2]", i) for i in (0, 1))
+    b.drag(*two, *one)
+    b.wait("moved by dragging", "return document.querySelector('.pic img').alt === 'red.png'")
+    r.shot(b, "04-two-pictures")
+    b.type("#file", str(r.files / "notes.png"))
+    b.wait("refused", "return document.getElementById('pictures-error').textContent === 'notes.png is not a PNG, JPEG or WebP picture.'")
+    limit = b.js("return Number(document.getElementById('pictures-count').textContent.match(/of (\\d+)/)[1])")
+    r.add(b, *[r.red] * (limit - 2))
+    check(b.js("return document.getElementById('drop').hidden"), "no place for more than the limit")
+
+
+@test
+def paste_and_keyboard(r, b):
+    r.open(b)
+    b.cdp("Browser.grantPermissions", permissions=["clipboardReadWrite", "clipboardSanitizedWrite"])
+    how = b.js_async(
+        "const done = arguments[1]; const bytes = Uint8Array.from(atob(arguments[0]), c => c.charCodeAt(0));"
+        "const blob = new Blob([bytes], {type: 'image/png'}); document.getElementById('prompt').focus();"
+        "navigator.clipboard.write([new ClipboardItem({'image/png': blob})]).then(() => done('real'), e => done(String(e)))",
+        base64.b64encode(r.red.read_bytes()).decode())
+    check(how == "real", f"the clipboard takes a picture: {how}")
+    b.keys([CONTROL, "v"])
+    b.wait("the pasted picture", "return document.querySelectorAll('.pic').length === 1")
+    b.type("#prompt", PURPLE_EN)
+    b.keys([CONTROL, ENTER])
+    b.wait("sent by Ctrl+Enter", "return document.getElementById('stage').dataset.state !== 'empty'")
+    r.finished(b)
+    r.paste_done = True
+
+
+@test
+def drop(r, b):
+    r.open(b)
+    fire = ("const bytes = Uint8Array.from(atob(arguments[0]), c => c.charCodeAt(0)), data = new DataTransfer();"
+            "data.items.add(new File([bytes], 'dropped.png', {type: 'image/png'}));"
+            "for (const name of arguments[1]) document.body.dispatchEvent(new DragEvent(name, {dataTransfer: data, bubbles: true, cancelable: true}))")
+    data = base64.b64encode(r.red.read_bytes()).decode()
+    b.js(fire, data, ["dragenter", "dragover"])
+    check(b.js("return !document.getElementById('veil').hidden"), "told that it can be dropped")
+    b.js(fire, data, ["drop"])
+    b.wait("the dropped picture", "const p = document.querySelectorAll('.pic img'); return p.length === 1 && p[0].alt === 'dropped.png'")
+    check(b.js("return document.getElementById('veil').hidden"), "the veil is gone")
+
+
+@test
+def generate_and_compare(r, b):
+    r.open(b)
+    r.add(b, r.red)
+    b.type("#prompt", PURPLE_EN)
+    n = 12 if r.mock else 100  # the demo is quick
+    r.steps(b, n)
+    b.js("document.getElementById('advanced').open = false")
+    b.click("#generate")
+    b.wait("steps counted", "return new RegExp(`^Step \\\\d+ of ${arguments[0]}$`).test(document.getElementById('progress-text').textContent)", n)
+    b.wait("a live preview", "const p = document.getElementById('preview'); return !p.hidden && p.dataset.kind === 'preview' && p.complete && p.naturalWidth > 0")
+    r.shot(b, "05-progress-light")
+    check(b.js("return document.getElementById('live').textContent") != "", "progress is spoken")
+    colour = r.finished(b)
+    check(colour[2] > colour[1] + 20, f"the subject turned purple: {colour}")
+    r.shot(b, "06-result-light")
+    split = lambda: int(b.js("return document.getElementById('split').value"))
+    b.js("document.getElementById('split').focus()")
+    b.keys([LEFT], [LEFT])
+    check(split() == 48, f"moved by the arrow keys: {split()}")
+    b.keys([HOME])
+    check(split() == 0, "to the start")
+    b.keys([END])
+    check(split() == 100, "to the end")
+    check(b.js("return document.getElementById('split').getAttribute('aria-valuetext')") == "100 % before", "spoken")
+    box = b.js("const q = document.getElementById('compare').getBoundingClientRect(); return [q.x, q.y, q.width, q.height]")
+    b.drag(box[0] + box[2] - 2, box[1] + box[3] / 2, box[0] + box[2] * 0.3, box[1] + box[3] / 2)
+    check(20 <= split() <= 40, f"moved by the pointer: {split()}")
+    b.js("arguments[0].value = 50; arguments[0].dispatchEvent(new Event('input', {bubbles: true}))", {"element-6066-11e4-a52e-4f735466cecf": b.find("#split")})
+    b.view(1360, 900, dark=True)
+    r.shot(b, "07-result-dark")
+    b.view(1360, 900)
+    # What to do with it.
+    check(b.js("const d = document.getElementById('download'); return d.href.startsWith('blob:') && /^qwen-edit-.*\\.png$/.test(d.download)"), "download")
+    seed = b.text("#seed-reuse")
+    check(re.fullmatch(r"\d+", seed), f"the seed is told: {seed}")
+    b.js("document.addEventListener('copy', () => { window.copied = String(getSelection()) || document.activeElement.value })")
+    b.cdp("Browser.grantPermissions", permissions=["clipboardReadWrite", "clipboardSanitizedWrite"])
+    b.click("#copy")
+    b.wait("copied", "return document.getElementById('copy-text').textContent === 'Copied'")
+    copied = json.loads(b.js_async("navigator.clipboard.readText().then(arguments[0], e => arguments[0](JSON.stringify(String(e))))"))
+    check(copied.get("prompt") == PURPLE_EN and str(copied.get("seed")) == seed and copied.get("num_inference_steps") == n, f"copied: {copied}")
+    b.click("#seed-reuse")
+    check(b.js("return document.getElementById('seed').value") == seed, "the seed is in the form")
+    b.click("#use")
+    b.wait("the result is picture 1", "const p = document.querySelectorAll('.pic img'); return p.length === 1 && p[0].alt !== 'red.png'")
+    check(b.js("return document.getElementById('seed-random').checked"), "an edit of a result does not keep the seed")
+    b.click("#reuse")
+    b.wait("settings back", "return document.getElementById('num_inference_steps').value === String(arguments[0])", n)
+    check(b.js("return document.querySelectorAll('.card').length") == 1, "one job in the history")
+
+
+@test
+def cancel(r, b):
+    r.open(b)
+    r.add(b, r.red)
+    b.type("#prompt", PURPLE_EN)
+    r.steps(b, 200)
+    b.click("#generate")
+    b.wait("running", "return /^Step [1-9]/.test(document.getElementById('progress-text').textContent)")
+    b.click("#cancel")
+    b.wait("cancelled", "return document.getElementById('failed-title').textContent === 'Cancelled'", seconds=30)
+    check(b.js("return document.querySelector('.card').dataset.status") == "cancelled", "the history knows")
+    r.shot(b, "08-cancelled")
+
+
+@test
+def reload_and_second_tab(r, b):
+    r.open(b)
+    r.add(b, r.red, r.blue)
+    b.type("#prompt", PURPLE_ZH)
+    r.steps(b, 200)
+    b.click("#generate")
+    b.wait("running", "return /^Step [1-9]/.test(document.getElementById('progress-text').textContent)")
+    step = lambda: int(re.search(r"\d+", b.text("#progress-text"))[0])
+    before = step()
+    b.go(r.url)
+    b.wait("found again", "const m = document.getElementById('progress-text').textContent.match(/^Step (\\d+) of 200$/); return m && Number(m[1]) >= arguments[0]", before)
+    b.wait("pictures back in the form", "return document.querySelectorAll('.pic').length === 2")
+    check(b.js("return document.getElementById('prompt').value") == PURPLE_ZH, "the instruction is still there")
+    # A second tab finds the same job without being told.
+    first = b.ask("GET", "/window")
+    second = b.ask("POST", "/window/new", {"type": "tab"})["handle"]
+    b.ask("POST", "/window", {"handle": second})
+    b.go(r.url)
+    b.wait("in the second tab", "return /^Step \\d+ of 200$/.test(document.getElementById('progress-text').textContent)")
+    r.shot(b, "09-second-tab")
+    b.click("#cancel")
+    b.wait("cancelled", "return document.getElementById('failed-title').textContent === 'Cancelled'")
+    b.ask("DELETE", "/window")
+    b.ask("POST", "/window", {"handle": first})
+    b.wait("the first tab knows", "return document.getElementById('failed-title').textContent === 'Cancelled'")
+
+
+@test
+def queue_is_shown(r, b):
+    r.open(b)
+    r.add(b, r.red)
+    b.type("#prompt", PURPLE_EN)
+    r.steps(b, 200)
+    jobs = "return document.querySelectorAll('.card').length"
+    for n in (1, 2, 3):
+        b.click("#generate")
+        b.wait("accepted", jobs + " === arguments[0] && !document.getElementById('generate').disabled", n)
+    b.wait("place in the queue", "return /number 2 in the queue/.test(document.getElementById('progress-text').textContent)")
+    r.shot(b, "10-queue")
+    # All of this browser's jobs can be ended from the history.
+    for n in (2, 1, 0):
+        b.click(".card-remove")
+        b.wait("removed", jobs + " === arguments[0]", n)
+    b.wait("the stage is empty again", "return document.getElementById('stage').dataset.state === 'empty'")
+
+
+@test
+def errors_in_the_servers_words(r, b):
+    r.open(b)
+    r.add(b, r.red)
+    b.type("#prompt", PURPLE_EN)
+    r.steps(b, 100000)
+    b.click("#generate")
+    b.wait("said at the field", "return document.getElementById('num_inference_steps-error').textContent !== ''")
+    said = b.text("#num_inference_steps-error")
+    told = b.js_async("const f = new FormData(); f.append('prompt', 'x'); f.append('num_inference_steps', '100000');"
+                      "fetch('v1/jobs', {method: 'POST', body: f}).then(r => r.json()).then(j => arguments[0](j.error.message))")
+    check(said == told and "200" in said, f"the field says {said!r}, the API {told!r}")
+    check(b.js("return document.activeElement.id") == "num_inference_steps", "the focus is at the field")
+    r.shot(b, "11-refused")
+
+
+@test
+def chinese(r, b):
+    b.cdp("Emulation.setUserAgentOverride", userAgent=b.js("return navigator.userAgent"), acceptLanguage="zh-CN,zh")
+    r.open(b)
+    check(b.js("return document.documentElement.lang") == "zh-CN" and b.text("#generate-text") == "生成", "a Chinese browser gets Chinese")
+    r.shot(b, "12-empty-chinese")
+    b.click("#language")
+    check(b.text("#generate-text") == "Generate", "switched to English")
+    b.go(r.url)
+    check(b.text("#generate-text") == "Generate", "and it stays so")
+    b.click("#language")
+    r.add(b, r.red)
+    b.js("document.getElementById('advanced').open = true")
+    b.type("#prompt", PURPLE_ZH)
+    r.shot(b, "13-advanced-chinese")
+    b.click("#generate")
+    colour = r.finished(b)
+    check(colour[2] > colour[1] + 20, f"purple: {colour}")
+    r.shot(b, "14-result-chinese", full=True)
+    # No text was left behind in the other language.
+    left = b.js("""const out = [], walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+        while (walk.nextNode()) { const e = walk.currentNode.parentElement, s = walk.currentNode.data.trim();
+          if (s && e.checkVisibility() && /[a-z]{4}/i.test(s) && !/[\\u4e00-\\u9fff]/.test(s)) out.push(s); } return out""")
+    allowed = re.compile(r"^(qwen-edit|Qwen.*|English|API .*|Qwen/.*|demo.*|Ctrl.*|automatic)$", re.I)
+    check(not [s for s in left if not allowed.match(s)], f"not in Chinese: {left}")
+
+
+@test
+def both_languages_are_complete(r, b):
+    r.open(b)
+    got = b.js_async("import('/assets/i18n.js').then(m => arguments[0]([Object.keys(m.texts.en), Object.keys(m.texts.zh),"
+                     "[...document.querySelectorAll('[data-i18n],[data-i18n-label],[data-i18n-placeholder]')].flatMap(e =>"
+                     "[e.dataset.i18n, e.dataset.i18nLabel, e.dataset.i18nPlaceholder]).filter(Boolean)]))")
+    check(set(got[0]) == set(got[1]), f"only in one table: {set(got[0]) ^ set(got[1])}")
+    check(set(got[2]) <= set(got[0]), f"without a text: {set(got[2]) - set(got[0])}")
+
+
+@test
+def phone(r, b):
+    b.view(390, 844, mobile=True)
+    r.open(b)
+    r.shot(b, "15-phone-empty", full=True)
+    r.add(b, r.red, r.blue)
+    b.type("#prompt", PURPLE_EN)
+    r.shot(b, "16-phone-form")
+    b.click("#generate")
+    r.finished(b)
+    r.shot(b, "17-phone-result")
+    b.view(390, 844, mobile=True, dark=True)
+    r.shot(b, "18-phone-dark", full=True)
+    for width in (390, 320):
+        b.view(width, 700, mobile=True)
+        wide = b.js("return [document.documentElement.scrollWidth, innerWidth]")
+        check(wide[0] <= wide[1] and wide[1] == width, f"scrolls sideways at {width}: {wide}")
+    small = b.js("return [...document.querySelectorAll('button, a.primary, summary')].filter(e => e.checkVisibility() && !e.classList.contains('link')).map(e => ["
+                 "e.id || e.className, Math.round(e.getBoundingClientRect().height)]).filter(x => x[1] < 28)")
+    check(not small, f"too small for a finger: {small}")
+
+
+@test
+def no_other_host(r, b):
+    r.open(b)
+    origin = re.match(r"https?://[^/]+", r.url)[0]
+    got = b.js("return performance.getEntriesByType('resource').map(e => e.name)")
+    other = [u for u in got if not u.startswith((origin, "blob:", "data:"))]
+    check(got and not other, f"asked elsewhere: {other}")
+    policy = b.js_async("fetch('./').then(r => arguments[0](r.headers.get('Content-Security-Policy')))")
+    check(policy and "default-src 'none'" in policy and "unsafe" not in policy, f"policy: {policy}")
+
+
+# ---- what only the stand-in can be made to do
+def mock_only(f):
+    f.mock_only = True
+    return test(f)
+
+
+@mock_only
+def failed_job_and_full_queue(r, b):
+    r.open(b)
+    r.add(b, r.red)
+    b.type("#prompt", "fail please")
+    b.click("#generate")
+    b.wait("failed", "return document.getElementById('failed-text').textContent === 'the worker died twice while it ran this job (signal 9)'")
+    r.shot(b, "20-failed")
+    b.type("#prompt", "busy", clear=True)
+    b.click("#generate")
+    b.wait("refused", "return document.getElementById('form-error-text').textContent === 'the queue is full (64 jobs)'")
+    r.shot(b, "21-busy")
+    b.wait("can be sent again after Retry-After", "return !document.getElementById('generate').disabled")
+
+
+@mock_only
+def cut_stream(r, b):
+    r.open(b)
+    r.add(b, r.red)
+    b.type("#prompt", PURPLE_EN)
+    r.steps(b, 40)
+    b.click("#generate")
+    b.wait("running", "return /^Step [1-9]/.test(document.getElementById('progress-text').textContent)")
+    job = b.js("return JSON.parse(localStorage['qwen-edit.jobs'])[0].id")
+    r.mock.cut[job] = True
+    b.wait("the loss is told", "return /Connection lost/.test(document.getElementById('progress-note').textContent)")
+    b.wait("and gone again", "return document.getElementById('progress-note').textContent === ''")
+    r.finished(b)
+
+
+@mock_only
+def key(r, b):
+    r.mock.service.key = "sesame"
+    try:
+        b.go(r.url)
+        b.js("sessionStorage.clear(); localStorage.clear()")
+        b.go(r.url)
+        b.wait("asked for a key", "return document.getElementById('key-dialog').open")
+        r.shot(b, "22-key")
+        b.type("#key", "wrong")
+        b.keys([ENTER])
+        b.wait("refused in the server's words", "return document.getElementById('key-error').textContent === 'this key is not known'")
+        b.type("#key", "sesame")
+        b.keys([ENTER])
+        b.wait("let in", "return document.getElementById('service-dot').dataset.is === 'good' && !document.getElementById('key-dialog').open")
+        r.add(b, r.red)
+        b.type("#prompt", PURPLE_EN)
+        b.js("document.getElementById('advanced').open = true")
+        r.steps(b, 4)
+        b.click("#generate")
+        r.finished(b)
+    finally:
+        r.mock.service.key = ""
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--url", default="")
+    p.add_argument("--out", default="")
+    p.add_argument("--only", nargs="*", default=[])
+    a = p.parse_args()
+    if not shutil.which("chromedriver"):
+        print("skipped: no chromedriver (apt-get install chromium chromium-driver)")
+        return 77
+    out = pathlib.Path(a.out or tempfile.mkdtemp(prefix="page-shots-"))
+    out.mkdir(parents=True, exist_ok=True)
+    mock = None
+    if not a.url:
+        mock = Server(step_ms=60)
+        threading.Thread(target=mock.serve_forever, daemon=True).start()
+        a.url = f"http://127.0.0.1:{mock.server_port}/"
+    run = Run(a.url if a.url.endswith("/") else a.url + "/", out, mock)
+    failed = []
+    browser = Browser()
+    try:
+        for f in TESTS:
+            if (a.only and f.__name__ not in a.only) or (getattr(f, "mock_only", False) and not mock):
+                continue
+            began = time.monotonic()
+            # A context of its own for each: no storage, emulation or key is left over.
+            try:
+                browser.ask("POST", "/window", {"handle": browser.ask("POST", "/window/new", {"type": "tab"})["handle"]})
+                browser.view(1360, 900)
+                f(run, browser)
+                # Statuses that the test provoked are logged by the browser too; anything else in the log is a fault.
+                bad = [e["message"] for e in browser.log() if e["level"] == "SEVERE" and "status of 4" not in e["message"]
+                       and "ERR_INCOMPLETE_CHUNKED" not in e["message"]]
+                check(not bad, f"in the browser's log: {bad}")
+                print(f"ok   {f.__name__} ({time.monotonic() - began:.1f} s)", flush=True)
+            except Exception as e:
+                failed.append(f.__name__)
+                print(f"FAIL {f.__name__}: {e}", flush=True)
+                if not isinstance(e, Failed):
+                    traceback.print_exc()
+                try:
+                    run.shot(browser, f"fail-{f.__name__}")
+                except Exception:
+                    pass
+            if len(browser.ask("GET", "/window/handles")) > 1:
+                browser.ask("DELETE", "/window")
+                browser.ask("POST", "/window", {"handle": browser.ask("GET", "/window/handles")[0]})
+    finally:
+        browser.close()
+        shutil.rmtree(run.files, ignore_errors=True)
+    print(f"screenshots in {out}; {len(failed)} failed" + (": " + " ".join(failed) if failed else ""))
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,329 @@
+#!/usr/bin/env python3
+"""The service from outside, with the demo model: contract, queue, events, limits, restarts.
+
+    test_service.py PROGRAM [--rounds N]     N rounds of kill -9 (default 3)
+Prints one line a case; exit status 1 if any failed. Nothing depends on how fast the machine is.
+"""
+import base64
+import concurrent.futures
+import http.client
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+
+PROGRAM = os.path.abspath(sys.argv[1])
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+PICTURE = open(os.path.join(ROOT, "demo", "samples", "ball.png"), "rb").read()
+ROUNDS = int(sys.argv[sys.argv.index("--rounds") + 1]) if "--rounds" in sys.argv else 3
+B64 = base64.b64encode(PICTURE).decode()
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+class Service:
+    def __init__(self, *args, state=None):
+        self.state = state or tempfile.mkdtemp(prefix="qe-state-")
+        self.args, self.port, self.process = args, free_port(), None
+
+    def start(self, wait=True):
+        self.log = open(os.path.join(self.state, "log"), "ab")
+        self.process = subprocess.Popen(
+            [PROGRAM, "serve", "--model", "demo", "--threads", "1", "--port", str(self.port), "--state-dir",
+             self.state, *self.args], stdout=subprocess.DEVNULL, stderr=self.log)
+        if wait:
+            self.until(lambda: self.call("GET", "/health/ready")[0] in (200, 401))
+        return self
+
+    def until(self, what, seconds=120):
+        end = time.time() + seconds
+        while time.time() < end:
+            try:
+                value = what()
+                if value:
+                    return value
+            except OSError:
+                pass
+            time.sleep(0.05)
+        raise AssertionError("waited too long")
+
+    def call(self, method, path, body=None, headers=None, timeout=180):
+        c = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
+        try:
+            headers = dict(headers or {})
+            if isinstance(body, dict):
+                body = json.dumps(body)
+                headers.setdefault("Content-Type", "application/json")
+            c.request(method, path, body, headers)
+            r = c.getresponse()
+            data = r.read()
+            self.headers = r.headers
+            if "json" in r.headers.get("Content-Type", ""):
+                data = json.loads(data)
+            return r.status, data
+        finally:
+            c.close()
+
+    def form(self, path, fields, files, headers=None):
+        boundary = uuid.uuid4().hex
+        out = b""
+        for k, v in fields.items():
+            out += f'--{boundary}\r\nContent-Disposition: form-data; name="{k}"\r\n\r\n{v}\r\n'.encode()
+        for k, v in files:
+            out += f'--{boundary}\r\nContent-Disposition: form-data; name="{k}"; filename="a.png"\r\n\r\n'.encode()
+            out += v + b"\r\n"
+        out += f"--{boundary}--\r\n".encode()
+        return self.call("POST", path, out, {"Content-Type": f"multipart/form-data; boundary={boundary}",
+                                             **(headers or {})})
+
+    def job(self, **more):
+        return self.call("POST", "/v1/jobs", {"prompt": "turn the subject purple", "image_base64": B64, **more})
+
+    def finished(self, job, seconds=180):
+        def look():
+            code, j = self.call("GET", "/v1/jobs/" + job)
+            assert code == 200, (code, j)
+            return j if j["status"] not in ("queued", "running") else None
+        return self.until(look, seconds)
+
+    def kill(self):
+        self.process.kill()
+        self.process.wait()
+
+    def stop(self):
+        if self.process and self.process.poll() is None:
+            self.process.terminate()
+            self.process.wait(60)
+        code = self.process.returncode if self.process else 0
+        shutil.rmtree(self.state, ignore_errors=True)
+        return code
+
+
+def refused(s, code, body, param=None, path="/edit"):
+    got, answer = s.call("POST", path, body)
+    assert got == code, (got, answer)
+    assert set(answer["error"]) == {"message", "type", "param", "code"}, answer
+    if param:
+        assert answer["error"]["param"] == param, answer
+
+
+def case_contract(s):
+    code, h = s.call("GET", "/health")
+    assert code == 200 and h["status"] == "ok" and h["workers"][0]["gpu_id"] == -1, h
+    code, r = s.call("POST", "/edit", {"prompt": "turn the subject purple", "image_base64": B64, "seed": 5},
+                     {"X-Request-Id": "mine"})
+    assert code == 200 and r["seed"] == 5 and s.headers["X-Request-Id"] == "mine", r
+    assert base64.b64decode(r["image_base64"])[:4] == b"\x89PNG"
+    again = s.form("/edit", {"prompt": "turn the subject purple", "seed": "5"}, [("image", PICTURE)])[1]
+    assert again["image_base64"] == r["image_base64"], "same seed, same picture"
+    code, r = s.call("POST", "/edit", {"prompt": "x", "images": [{"base64": B64}], "num_images": 2,
+                                       "output_format": "webp", "num_inference_steps": 1})
+    assert code == 200 and len(r["images"]) == 2 and base64.b64decode(r["images"][0])[:4] == b"RIFF", r
+    code, r = s.form("/v1/images/edits", {"prompt": "x", "n": "1", "num_inference_steps": 1}, [("image[]", PICTURE)])
+    assert code == 200 and r["data"][0]["b64_json"] and "created" in r, r
+    assert s.call("GET", "/v1/models")[1]["data"][0]["id"] == "demo"
+    assert s.call("GET", "/v1/models/demo")[0] == 200 and s.call("GET", "/v1/models/other")[0] == 404
+    assert b"<!doctype html>" in s.call("GET", "/")[1][:40].lower()
+    assert s.call("GET", "/openapi.json")[1]["openapi"].startswith("3.1")
+    assert b"qwen_edit_jobs_total" in s.call("GET", "/metrics")[1]
+
+
+def case_refusals(s):
+    good = {"prompt": "x", "image_base64": B64}
+    refused(s, 422, {"image_base64": B64}, "prompt")
+    refused(s, 422, {"prompt": "", "image_base64": B64}, "prompt")
+    refused(s, 422, {"prompt": "x" * 32001, "image_base64": B64}, "prompt")
+    refused(s, 422, {"prompt": "x"}, "image_base64")
+    refused(s, 422, {"prompt": "x", "image_base64": "%%%"}, "image_base64")
+    refused(s, 415, {"prompt": "x", "image_base64": base64.b64encode(b"no picture at all").decode()}, "image")
+    refused(s, 413, {"prompt": "x", "image_base64": [B64] * 4})
+    for name, value in (("seed", -1), ("seed", "seven"), ("num_inference_steps", 0), ("num_inference_steps", 201),
+                        ("true_cfg_scale", 21), ("max_side", 63), ("num_images", 11), ("output_format", "bmp"),
+                        ("priority", 10), ("nonsense", 1), ("response", "x"), ("num_inference_steps", "4"),
+                        ("lora", [{"name": "a"}])):
+        refused(s, 422, {**good, name: value}, name)
+    for path in ("../a.png", "/a.png", "a/../b.png", ".a.png", "a\\b.png", "a//b.png"):
+        refused(s, 422, {**good, "response": "path", "output_path": path}, "output_path")
+    refused(s, 422, {"prompt": "x", "mask": "x"}, "mask", "/v1/images/edits")
+    for url in ("http://127.0.0.1/", "http://2130706433/", "http://[::1]/", "http://[::ffff:127.0.0.1]/",
+                "http://169.254.169.254/latest", "http://0x7f.1/", "http://localhost/", "file:///etc/passwd",
+                "ftp://a/b"):
+        refused(s, 422, {"prompt": "x", "image_url": url}, "image_url")
+    for body in (b"{", b"[]", b'{"a":1,"a":2}'):
+        code, a = s.call("POST", "/edit", body, {"Content-Type": "application/json"})
+        assert code == 400, (code, a)
+    assert s.call("POST", "/edit", b"x", {"Content-Type": "text/plain"})[0] == 415
+    assert s.call("POST", "/edit", b"x", {"Content-Type": "multipart/form-data; boundary=a"})[0] == 400
+    assert s.call("GET", "/edit")[0] == 405 and s.call("GET", "/none")[0] == 404
+    assert s.call("GET", "/v1/jobs/none")[0] == 404
+    assert s.call("GET", "/v1/jobs?limit=0")[0] == 422
+    assert s.call("GET", "/health", headers={"Origin": "http://evil.example"})[0] == 403
+
+
+def events(s, job, last=None):
+    c = http.client.HTTPConnection("127.0.0.1", s.port, timeout=180)
+    c.request("GET", f"/v1/jobs/{job}/events", headers={"Last-Event-ID": last} if last else {})
+    r = c.getresponse()
+    out, event = [], {}
+    for line in r:
+        line = line.decode().rstrip("\n")
+        if not line and "event" in event:
+            out.append(event)
+            event = {}
+        elif line and not line.startswith(":"):
+            k, v = line.split(": ", 1)
+            event[k] = v
+    c.close()
+    return out
+
+
+def case_jobs(s):
+    code, j = s.job(seed=1)
+    assert code == 202 and j["status"] == "queued", j
+    got = events(s, j["id"])
+    names = [e["event"] for e in got]
+    assert names[-1] == "completed" and "queued" in names, names
+    assert [int(e["id"]) for e in got] == sorted({int(e["id"]) for e in got})
+    assert events(s, j["id"], got[-1]["id"])[-1]["event"] == "completed"
+    assert s.call("GET", f"/v1/jobs/{j['id']}/result")[1][:4] == b"\x89PNG"
+    assert s.headers["Content-Type"] == "image/png"
+    assert s.call("GET", f"/v1/jobs/{j['id']}/inputs/0")[1] == PICTURE
+    assert s.call("GET", f"/v1/jobs/{j['id']}/inputs/1")[0] == 404
+    assert s.call("POST", f"/v1/jobs/{j['id']}/cancel", b"")[0] == 409
+    a, b = s.job(idempotency_key="k1", seed=2), s.job(idempotency_key="k1", seed=2)
+    assert a[1]["id"] == b[1]["id"], (a, b)
+    assert s.job(idempotency_key="k1", seed=3)[0] == 409
+    first, second = s.job(num_inference_steps=100)[1], s.job(num_inference_steps=100)[1]
+    for j2 in (second, first):
+        assert s.call("POST", f"/v1/jobs/{j2['id']}/cancel", b"")[0] == 202
+        assert s.finished(j2["id"])["status"] == "cancelled"
+    s.finished(a[1]["id"])
+    listed = s.call("GET", "/v1/jobs?limit=2")[1]
+    assert len(listed["data"]) == 2 and listed["has_more"]
+    assert s.call("DELETE", "/v1/jobs/" + j["id"])[0] == 204 and s.call("GET", "/v1/jobs/" + j["id"])[0] == 404
+
+
+def case_concurrent(s):
+    with concurrent.futures.ThreadPoolExecutor(30) as pool:
+        calls = [pool.submit(lambda: s.job(num_inference_steps=1)) for _ in range(100)]
+        answers = [c.result() for c in calls]
+    accepted = [a["id"] for code, a in answers if code == 202]
+    assert {code for code, _ in answers} <= {202, 429}, {code for code, _ in answers}
+    assert len(accepted) >= 64, len(accepted)
+    for j in accepted:
+        assert s.finished(j)["status"] == "completed"
+    with concurrent.futures.ThreadPoolExecutor(10) as pool:
+        edit = {"prompt": "x", "image_base64": B64, "num_inference_steps": 1}
+        assert all(c.result()[0] == 200 for c in [pool.submit(s.call, "POST", "/edit", edit) for _ in range(10)])
+
+
+def case_hostile(s):
+    for text in (b"\x00\x01\x02\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n", b"POST /edit HTTP/1.1\r\nHost: a\r\n\r\n",
+                 b"POST /edit HTTP/1.1\r\nHost: a\r\nContent-Length: 99999999999\r\n\r\n",
+                 b"POST /edit HTTP/1.1\r\nHost: a\r\nContent-Length: -1\r\n\r\n",
+                 b"GET / HTTP/1.1\r\nX: " + b"a" * 200000 + b"\r\n\r\n",
+                 b"POST /edit HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n"):
+        with socket.create_connection(("127.0.0.1", s.port), 30) as c:
+            try:
+                c.sendall(text)
+                c.shutdown(socket.SHUT_WR)
+                answer = c.recv(100)
+                assert not answer or b" 4" in answer[:14] or b" 5" in answer[:14], answer
+            except OSError:  # closed before all was sent
+                pass
+    body = json.dumps({"prompt": "x", "image_base64": B64, "num_inference_steps": 150}).encode()
+    with socket.create_connection(("127.0.0.1", s.port), 30) as c:  # leaves while its edit runs
+        c.sendall(b"POST /edit HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+                  % len(body) + body)
+        s.until(lambda: s.call("GET", "/health")[1]["workers"][0]["current"])
+    s.until(lambda: s.call("GET", "/v1/jobs?limit=1")[1]["data"][0]["status"] == "cancelled")
+
+
+def worker_pid(s):
+    return s.until(lambda: [w["pid"] for w in s.call("GET", "/health")[1]["workers"] if w["ready"] and w["pid"]])[0]
+
+
+def case_kill(s):
+    done = []
+    for i in range(ROUNDS):
+        jobs = [s.job(num_inference_steps=8)[1]["id"] for _ in range(3)]
+        pid = worker_pid(s)
+        time.sleep(random.random() * 0.6)
+        what = ("worker", "master", "both")[i % 3]
+        if what in ("worker", "both"):
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+        if what in ("master", "both"):
+            s.kill()
+            s.start()
+        done += jobs
+        for j in jobs:
+            end = s.finished(j)
+            assert end["status"] == "completed" or (end["status"] == "failed" and end["attempts"] >= 3), end
+    assert len(set(done)) == len(done)
+
+
+def case_one_master():
+    s = Service().start()
+    try:
+        for args, what in ((["--port", str(free_port())], b"in use by another"), (None, b"cannot listen")):
+            other = tempfile.mkdtemp()
+            command = [PROGRAM, "serve", "--model", "demo", "--state-dir", s.state if args else other,
+                       *(args or ["--port", str(s.port)])]
+            r = subprocess.run(command, capture_output=True, timeout=60)
+            assert r.returncode == 3 and what in r.stderr, r
+            shutil.rmtree(other)
+    finally:
+        assert s.stop() == 0
+
+
+def case_keys():
+    s = Service("--api-key", "first-key-1", "--api-key", "second-key-2").start()
+    try:
+        a, b = {"Authorization": "Bearer first-key-1"}, {"Authorization": "Bearer second-key-2"}
+        assert s.call("GET", "/health")[0] == 401 and s.call("GET", "/health/live")[0] == 200
+        assert s.call("GET", "/health", headers={"Authorization": "Bearer first-key"})[0] == 401
+        code, j = s.form("/v1/jobs", {"prompt": "x"}, [("image", PICTURE)], a)
+        assert code == 202 and s.call("GET", "/v1/jobs/" + j["id"], headers=b)[0] == 403
+        assert s.call("GET", "/v1/jobs", headers=b)[1]["data"] == []
+    finally:
+        assert s.stop() == 0
+
+
+def main():
+    failed = 0
+    s = Service().start()
+    cases = [(f.__name__, lambda f=f: f(s)) for f in
+             (case_contract, case_refusals, case_jobs, case_concurrent, case_hostile, case_kill)]
+    for name, run in cases + [("case_one_master", case_one_master), ("case_keys", case_keys)]:
+        start = time.time()
+        try:
+            run()
+            print(f"ok   {name} ({time.time() - start:.1f} s)", flush=True)
+        except Exception as e:
+            failed += 1
+            print(f"FAIL {name}: {type(e).__name__}: {str(e)[:600]}", flush=True)
+    if failed:
+        sys.stderr.write(open(os.path.join(s.state, "log"), errors="replace").read()[-3000:])
+    if s.stop() != 0:
+        failed += 1
+        print("FAIL the service did not stop in order")
+    print(f"test_service: {failed} failed")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
