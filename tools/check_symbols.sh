@@ -10,4 +10,5 @@ if [ -n "$foreign" ]; then
     printf '%s: does not start with qie_\n' $foreign
     exit 1
 fi
+printf "%s\n" "$names" | grep -qx qie_engine_edit || { echo "check_symbols: $library does not offer its own interface" >&2; exit 1; }
 echo "check_symbols: $(printf '%s\n' "$names" | grep -c '^qie_') symbols, 0 problems"

@@ -15,6 +15,7 @@
 #ifdef __cplusplus
 extern "C" {
 #endif
+#pragma GCC visibility push(default)
 
 /* "0.1.0" */
 const char *qie_version(void);
@@ -185,6 +186,7 @@ char *qie_edit_parameters_json(const qie_engine *engine, const qie_edit_options 
  */
 qie_status qie_model_describe(const char *path, char **json_out, qie_error *err);
 
+#pragma GCC visibility pop
 #ifdef __cplusplus
 }
 #endif

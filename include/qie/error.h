@@ -10,6 +10,7 @@
 #ifdef __cplusplus
 extern "C" {
 #endif
+#pragma GCC visibility push(default)
 
 /* X(name, exit code, HTTP status, one line for people) */
 #define QIE_STATUS_MAP(X)                                                       \
@@ -60,6 +61,7 @@ int qie_status_exit_code(qie_status status);
 /* HTTP status code for this status (200 for OK). */
 int qie_status_http(qie_status status);
 
+#pragma GCC visibility pop
 #ifdef __cplusplus
 }
 #endif

@@ -10,6 +10,7 @@
 #ifdef __cplusplus
 extern "C" {
 #endif
+#pragma GCC visibility push(default)
 
 typedef struct qie_image qie_image;
 
@@ -81,6 +82,7 @@ qie_status qie_image_encode(const qie_image *image, const qie_image_encode_optio
  * with QIE_OK when the picture carries none. */
 qie_status qie_image_read_parameters(const void *bytes, size_t n, char **out, qie_error *err);
 
+#pragma GCC visibility pop
 #ifdef __cplusplus
 }
 #endif

@@ -2,7 +2,7 @@
 _qwen_edit() {
     local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD-1]} words=
     if [ "$COMP_CWORD" -eq 1 ]; then
-        words="edit info pull verify doctor list rm prune help --help --version"
+        words="edit serve worker info pull verify doctor list rm prune help --help --version"
     else
         case $prev in
         --image|-i) COMPREPLY=($(compgen -f -- "$cur")); return ;;
@@ -38,6 +38,27 @@ _qwen_edit() {
         --jobs|-j) words=""; COMPREPLY=($(compgen -W "$words" -- "$cur")); return ;;
         --retries) words=""; COMPREPLY=($(compgen -W "$words" -- "$cur")); return ;;
         --headroom-gib) words=""; COMPREPLY=($(compgen -W "$words" -- "$cur")); return ;;
+        --host) words=""; COMPREPLY=($(compgen -W "$words" -- "$cur")); return ;;
+        --port) words=""; COMPREPLY=($(compgen -W "$words" -- "$cur")); return ;;
+        --api-port) words=""; COMPREPLY=($(compgen -W "$words" -- "$cur")); return ;;
+        --gpus) words=""; COMPREPLY=($(compgen -W "$words" -- "$cur")); return ;;
+        --workers) words=""; COMPREPLY=($(compgen -W "$words" -- "$cur")); return ;;
+        --state-dir) COMPREPLY=($(compgen -f -- "$cur")); return ;;
+        --output-dir) COMPREPLY=($(compgen -f -- "$cur")); return ;;
+        --api-key) words=""; COMPREPLY=($(compgen -W "$words" -- "$cur")); return ;;
+        --api-key-file) COMPREPLY=($(compgen -f -- "$cur")); return ;;
+        --cors-origin) words=""; COMPREPLY=($(compgen -W "$words" -- "$cur")); return ;;
+        --trusted-proxy) words=""; COMPREPLY=($(compgen -W "$words" -- "$cur")); return ;;
+        --queue-size) words=""; COMPREPLY=($(compgen -W "$words" -- "$cur")); return ;;
+        --max-images) words=""; COMPREPLY=($(compgen -W "$words" -- "$cur")); return ;;
+        --max-connections) words=""; COMPREPLY=($(compgen -W "$words" -- "$cur")); return ;;
+        --max-body-memory) words=""; COMPREPLY=($(compgen -W "$words" -- "$cur")); return ;;
+        --sync-timeout) words=""; COMPREPLY=($(compgen -W "$words" -- "$cur")); return ;;
+        --keep) words=""; COMPREPLY=($(compgen -W "$words" -- "$cur")); return ;;
+        --hang-limit) words=""; COMPREPLY=($(compgen -W "$words" -- "$cur")); return ;;
+        --allow-url-cidr) words=""; COMPREPLY=($(compgen -W "$words" -- "$cur")); return ;;
+        --log-format) words="text json"; COMPREPLY=($(compgen -W "$words" -- "$cur")); return ;;
+        --worker-program) COMPREPLY=($(compgen -f -- "$cur")); return ;;
         --config) COMPREPLY=($(compgen -f -- "$cur")); return ;;
         --completions) words="bash zsh"; COMPREPLY=($(compgen -W "$words" -- "$cur")); return ;;
         --backend) words="cpu ref onednn"; COMPREPLY=($(compgen -W "$words" -- "$cur")); return ;;
@@ -47,6 +68,8 @@ _qwen_edit() {
         esac
         case ${COMP_WORDS[1]} in
         edit) words=" --image --prompt --prompt-file --output --batch --negative --seed --force-seed --steps --true-cfg-scale --guidance-scale --num-images --max-side --width --height --ref-area --keep-size --no-keep-size --output-format --quality --preview --dry-run --no-metadata --model --device --precision --threads --nice --memory-limit --quiet --verbose --json --config --help --version --backend --positions --noise --inject" ;;
+        serve) words=" --model --device --precision --threads --nice --memory-limit --host --port --api-port --gpus --workers --state-dir --output-dir --api-key --api-key-file --cors-origin --trusted-proxy --queue-size --max-images --max-connections --max-body-memory --sync-timeout --keep --hang-limit --no-image-url --allow-url-cidr --reject-while-loading --log-format --worker-program --config --help --version --backend" ;;
+        worker) words=" --model --device --precision --threads --nice --memory-limit --help --version --backend" ;;
         info) words=" --json --help --version" ;;
         pull) words=" --dry-run --local-dir --revision --include --exclude --endpoint --cache-dir --jobs --retries --recheck --quiet --verbose --json --config --help --version" ;;
         verify) words=" --revision --include --exclude --cache-dir --no-hash --quiet --verbose --json --help --version" ;;
@@ -54,7 +77,7 @@ _qwen_edit() {
         list) words=" --cache-dir --json --help --version" ;;
         rm) words=" --dry-run --revision --cache-dir --yes --quiet --json --help --version" ;;
         prune) words=" --dry-run --cache-dir --detached --quiet --json --help --version" ;;
-        help) words="edit info pull verify doctor list rm prune help  --help --version --man --completions" ;;
+        help) words="edit serve worker info pull verify doctor list rm prune help  --help --version --man --completions" ;;
         esac
     fi
     case $cur in

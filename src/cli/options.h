@@ -129,7 +129,8 @@ typedef enum cli_group {
 #define CMD_SERVICE (CMD_SERVE | CMD_WORKER)
 #define CMD_CACHE (CMD_LIST | CMD_RM | CMD_PRUNE)
 #define CMD_EVENTS (CMD_EDIT | CMD_PULL | CMD_VERIFY) /* long work: progress, several threads */
-#define CMD_ALL (CMD_SERVICE | CMD_EDIT | CMD_INFO | CMD_HELP | CMD_PULL | CMD_VERIFY | CMD_DOCTOR | CMD_CACHE)
+#define CMD_ALL \
+    (CMD_SERVICE | CMD_EDIT | CMD_INFO | CMD_HELP | CMD_PULL | CMD_VERIFY | CMD_DOCTOR | CMD_CACHE)
 
 #define CLI_REPEAT (1u << 0)    /* may be given more than once; all values count */
 #define CLI_IN_CONFIG (1u << 1) /* may stand in the config file, under its name */

@@ -9,8 +9,9 @@
 #include "base/error.h"
 #include "model/rope.h"
 
-#define EPS 1e-6f /* every norm of this transformer: fixed in diffusers' transformer_qwenimage.py \
-                   */
+#define EPS                                                                               \
+    1e-6f /* every norm of this transformer: fixed in diffusers' transformer_qwenimage.py \
+           */
 #define TIME_CHANNELS 256
 
 /* One of the two streams of a block. */
