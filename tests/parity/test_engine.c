@@ -7,7 +7,9 @@
 #include <unistd.h>
 
 #include "base/cpu.h"
+#include "base/fs.h"
 #include "base/json.h"
+#include "base/log.h"
 #include "base/rng.h"
 #include "model/pipeline.h"
 #include "qie/edit.h"
@@ -423,6 +425,77 @@ QTEST(test_engine_injected_noise_replaces_the_seed) {
     qie_engine_close(g);
     qie_image_destroy(img);
     unlink(dump);
+}
+
+/* A copy of the tiny model whose output layer has a NaN in its bias. */
+static bool poisoned_model(char *dir) {
+    char cmd[512], path[512];
+    if (!mkdtemp(dir))
+        return false;
+    snprintf(cmd, sizeof cmd, "cp -r '" MODEL "/.' '%s' && chmod -R u+w '%s'", dir, dir);
+    if (system(cmd))
+        return false;
+    for (int i = 1; i <= 3; i++) {
+        qie_weights *w;
+        qie_error e;
+        snprintf(path, sizeof path,
+                 "%s/transformer/diffusion_pytorch_model-0000%d-of-00003.safetensors", dir, i);
+        if (qie_weights_open_file(path, &w, &e) != QIE_OK)
+            return false;
+        const qie_tensor *t = qie_weights_find(w, "proj_out.bias");
+        unsigned char *file = NULL;
+        size_t n = 0, at = 0;
+        if (t && qie_file_read(path, 1u << 24, &file, &n, &e) == QIE_OK)
+            for (at = 0; at + t->n_bytes <= n && memcmp(file + at, t->data, t->n_bytes); at++)
+                ;
+        qie_weights_close(w);
+        if (!file)
+            continue;
+        float nan = NAN;
+        memcpy(file + at, &nan, sizeof nan);
+        bool ok = qie_file_write_atomic(path, file, n, &e) == QIE_OK;
+        free(file);
+        return ok;
+    }
+    return false;
+}
+
+static int n_retries;
+static void count_retries(void *arg, qie_log_level level, const char *component, const char *text) {
+    (void)arg;
+    (void)level;
+    (void)component;
+    n_retries += strstr(text, "computing again in f32") != NULL;
+}
+
+/* R12: values that are no numbers are computed once more in f32, then an error, never a picture. */
+QTEST(test_engine_non_finite_values_are_retried_once_then_an_error) {
+    qie_error e = {0};
+    char dir[] = "/tmp/qie-poison-XXXXXX", cmd[128];
+    ASSERT(poisoned_model(dir));
+    qie_image *img = drawing(90, 70, 1);
+    for (int bf16 = 0; bf16 < 2; bf16++) {
+        qie_engine_options eo = qie_engine_options_default();
+        eo.model = dir;
+        eo.n_threads = 1;
+        eo.precision = bf16 ? QIE_PRECISION_BF16 : QIE_PRECISION_F32;
+        qie_engine *g;
+        ASSERT_OK(qie_engine_open(&eo, &g, &e));
+        qie_edit_options o = small_edit((const qie_image *const *)&img, 1);
+        qie_edit_result r;
+        n_retries = 0;
+        qie_log_set_sink(count_retries, NULL);
+        qie_status st = qie_engine_edit(g, &o, &r, &e);
+        qie_log_set_sink(NULL, NULL);
+        ASSERT_INT(st, QIE_E_INTERNAL);
+        ASSERT_CONTAINS(e.message, "no numbers");
+        ASSERT_INT(r.n_images, 0);
+        ASSERT_INT(n_retries, bf16);
+        qie_engine_close(g);
+    }
+    qie_image_destroy(img);
+    snprintf(cmd, sizeof cmd, "rm -r '%s'", dir);
+    ASSERT_INT(system(cmd), 0);
 }
 
 int main(int argc, char **argv) {
