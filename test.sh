@@ -53,8 +53,9 @@ set_tests_properties(valgrind_demo_edit PROPERTIES WORKING_DIRECTORY "$PWD" TIME
 END
 fi
 
-# halt_on_error is the default of the address sanitizer; leaks count as failures.
-export ASAN_OPTIONS="${ASAN_OPTIONS:-detect_leaks=1:detect_stack_use_after_return=1}"
+# Leaks count as failures. detect_stack_use_after_return stays off: gcc stores whole AVX-512 vectors into arrays on the
+# stack as if they were aligned to 64 bytes, and the frames that this option makes are not (gcc bug 110027).
+export ASAN_OPTIONS="${ASAN_OPTIONS:-detect_leaks=1}"
 export LSAN_OPTIONS="${LSAN_OPTIONS:-suppressions=$PWD/tests/lib/lsan.supp:print_suppressions=0}"
 export UBSAN_OPTIONS="${UBSAN_OPTIONS:-print_stacktrace=1}"
 

@@ -9,9 +9,12 @@ build=${1:-build}
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 # Files that this configuration does not compile (another instruction set, a plugin) are in no database.
+# error.c defines what tools/analyzer.h redefines; clang 14 does not know the processor features that cpu.c asks for.
 for file in "$@"; do
+    case $file in src/base/error.c | src/base/cpu.c) continue ;; esac
     grep -q "/$file\"" "$build/compile_commands.json" && echo "$file"
-done | xargs -P "$(nproc)" -n 4 clang-tidy --quiet -p "$build" >"$log" 2>/dev/null || true
+done | xargs -P "$(nproc)" -n 4 clang-tidy --quiet -p "$build" --extra-arg=-include --extra-arg="$PWD/tools/analyzer.h" \
+    >"$log" 2>/dev/null || true
 problems=$(grep -cE '(warning|error): ' "$log" || true)
 [ "$problems" -eq 0 ] || grep -E '(warning|error): ' "$log" | sed "s|$PWD/||" | sort -u
 echo "check_tidy: $# files, $problems problems"
