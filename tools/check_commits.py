@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """First lines of commits: "area: what it does now", at most 72 characters, no full stop; a blank line after.
 
-usage: check_commits.py [RANGE]   (default: the last 50 commits)
+usage: check_commits.py [RANGE]   (default: the last commit; for more: -n20, main..HEAD)
 """
 import re
 import subprocess
@@ -11,7 +11,7 @@ FIRST = re.compile(r"^[a-z0-9_./-]+(, [a-z0-9_./-]+)*: \S.*[^.\s]$")
 
 
 def main():
-    wanted = sys.argv[1:] or ["-n50"]
+    wanted = sys.argv[1:] or ["-n1"]
     log = subprocess.run(["git", "log", "--no-merges", "--format=%h%x00%B%x01", *wanted], capture_output=True, text=True)
     if log.returncode:
         print("check_commits: skip: no git history here")
