@@ -292,7 +292,8 @@ static int by_path(const void *a, const void *b) {
 }
 
 static qie_status hash_all(verify *v, qie_error *err) {
-    qsort(v->checks, v->n, sizeof *v->checks, by_size);
+    if (v->n) /* qsort takes no NULL */
+        qsort(v->checks, v->n, sizeof *v->checks, by_size);
     for (size_t i = 0; i < v->n; i++)
         if (v->checks[i].kind != QIE_HASH_NONE && v->checks[i].size > 0)
             v->bytes += v->checks[i].size;
@@ -304,7 +305,8 @@ static qie_status hash_all(verify *v, qie_error *err) {
 }
 
 static void report_files(verify *v) {
-    qsort(v->checks, v->n, sizeof *v->checks, by_path);
+    if (v->n)
+        qsort(v->checks, v->n, sizeof *v->checks, by_path);
     for (size_t i = 0; i < v->n; i++) {
         const check *c = &v->checks[i];
         if (c->size < 0) {

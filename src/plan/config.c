@@ -322,8 +322,10 @@ static void read_vae(reader *r, qie_vae_config *c) {
     int n = ints(r, "dim_mult", QIE_MAX_VAE_LEVELS, 1, 64, c->dim_mult);
     if (n >= 0)
         c->n_levels = n;
-    if (c->n_levels < 2)
+    if (c->n_levels < 2) {
         corrupt(r, "'dim_mult' needs at least two entries");
+        return;
+    }
     c->scale_factor = 1 << (c->n_levels - 1);
     const qie_json *temporal = member(r, "temperal_downsample");
     if (temporal &&
