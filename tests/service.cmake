@@ -1,6 +1,5 @@
 # Tests of the service from outside: the program with the demo model and a driver that talks HTTP to it.
-# Not under the sanitizers yet: the worker's sandbox and memory limit leave no room for theirs.
-if(QIE_TESTS AND TARGET qwen-edit AND NOT QIE_SANITIZE)
+if(QIE_TESTS AND TARGET qwen-edit)
   find_package(Python3 COMPONENTS Interpreter)
   if(Python3_FOUND)
     add_test(NAME service COMMAND ${Python3_EXECUTABLE} ${CMAKE_SOURCE_DIR}/tests/api/test_service.py

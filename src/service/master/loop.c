@@ -11,11 +11,12 @@ struct svc_watch {
     int fd;
     svc_watch_fn fn; /* NULL: taken away */
     void *arg;
-    svc_watch *next_dead;
+    svc_watch *prev, *next; /* among the live ones, then (next) among the dead */
 };
 
 struct svc_loop {
     int fd;
+    svc_watch *live; /* owned: who watches to the end need not take it away */
     svc_watch *dead; /* freed when the batch of events that may name them is over */
 };
 
@@ -32,10 +33,10 @@ qie_status svc_loop_create(svc_loop **out, qie_error *err) {
     return QIE_OK;
 }
 
-static void bury(svc_loop *l) {
-    while (l->dead) {
-        svc_watch *w = l->dead;
-        l->dead = w->next_dead;
+static void free_list(svc_watch **list) {
+    while (*list) {
+        svc_watch *w = *list;
+        *list = w->next;
         free(w);
     }
 }
@@ -43,7 +44,8 @@ static void bury(svc_loop *l) {
 void svc_loop_destroy(svc_loop *l) {
     if (!l)
         return;
-    bury(l);
+    free_list(&l->dead);
+    free_list(&l->live);
     close(l->fd);
     free(l);
 }
@@ -60,6 +62,10 @@ svc_watch *svc_loop_watch(svc_loop *l, int fd, uint32_t events, svc_watch_fn fn,
         free(w);
         return NULL;
     }
+    w->next = l->live;
+    if (l->live)
+        l->live->prev = w;
+    l->live = w;
     return w;
 }
 
@@ -68,7 +74,10 @@ void svc_loop_unwatch(svc_loop *l, svc_watch *w) {
         return;
     epoll_ctl(l->fd, EPOLL_CTL_DEL, w->fd, NULL);
     w->fn = NULL;
-    w->next_dead = l->dead;
+    *(w->prev ? &w->prev->next : &l->live) = w->next;
+    if (w->next)
+        w->next->prev = w->prev;
+    w->next = l->dead;
     l->dead = w;
 }
 
@@ -80,5 +89,5 @@ void svc_loop_run_once(svc_loop *l, int timeout_ms) {
         if (w->fn)
             w->fn(w->arg, events[i].events);
     }
-    bury(l);
+    free_list(&l->dead);
 }
