@@ -259,26 +259,9 @@ static qie_status run_mid(maps *m, const mid_block *mid, int h, int w, qie_error
     return run_resnet(m, &mid->res[1], h, w, err);
 }
 
-/* Elements of the largest map of a side, for a picture of ph x pw pixels. */
-static size_t largest_map(const qie_vae_config *c, int ph, int pw) {
-    size_t max = 0;
-    for (int l = 0; l < c->n_levels; l++) {
-        /* what a level holds: its own channels, and on the way up those of the level below, halved
-         */
-        int ch = qie_vae_channels(c, l),
-            below = l + 1 < c->n_levels ? qie_vae_channels(c, l + 1) / 2 : 0;
-        int above = l > 0 ? qie_vae_channels(c, l - 1) : c->base_dim;
-        int most = ch > below ? ch : below;
-        most = most > above ? most : above;
-        size_t n = (size_t)(ph >> l) * (size_t)(pw >> l) * (size_t)most;
-        max = n > max ? n : max;
-    }
-    return max;
-}
-
 static qie_status take_maps(const qie_vae *v, const qie_run *run, int ph, int pw, maps *m,
                             qie_error *err) {
-    size_t bytes = largest_map(&v->c, ph, pw) * qie_dtype_size(run->act);
+    size_t bytes = (size_t)qie_vae_largest_map(&v->c, ph, pw) * qie_dtype_size(run->act);
     m->run = run;
     QIE_TRY(qie_run_alloc(run, bytes, &m->x, err));
     QIE_TRY(qie_run_alloc(run, bytes, &m->a, err));

@@ -8,6 +8,7 @@
 
 #include "model/run.h"
 #include "plan/config.h"
+#include "plan/memory.h"
 
 typedef struct qie_vae qie_vae;
 
@@ -24,9 +25,5 @@ qie_status qie_vae_encode(qie_vae *v, const qie_run *run, const float *pixels, i
 /* Decode: latents [h, w, z_dim] F32 (denormalised) -> pixels [8h, 8w, 3] F32, clamped to -1..1. */
 qie_status qie_vae_decode(qie_vae *v, const qie_run *run, const float *latents, int h, int w,
                           bool tiled, float *pixels, qie_error *err);
-
-/* Tiles of diffusers' enable_tiling: side and step in pixels. */
-#define QIE_VAE_TILE_PX 256
-#define QIE_VAE_STRIDE_PX 192
 
 #endif

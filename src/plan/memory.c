@@ -81,10 +81,11 @@ static double text_stage(const qie_memory_request *r, double act) {
     return s.bytes + larger(vision_bytes(r, act), language_bytes(r, n, act));
 }
 
-/* Elements of the largest map, as model/vae.c takes it. */
-static double largest_map(const qie_vae_config *c, int ph, int pw) {
+double qie_vae_largest_map(const qie_vae_config *c, int ph, int pw) {
     double max = 0;
     for (int l = 0; l < c->n_levels; l++) {
+        /* what a level holds: its own channels, and on the way up those of the level below, halved
+         */
         int ch = qie_vae_channels(c, l),
             below = l + 1 < c->n_levels ? qie_vae_channels(c, l + 1) / 2 : 0;
         int above = l > 0 ? qie_vae_channels(c, l - 1) : c->base_dim;
@@ -95,19 +96,17 @@ static double largest_map(const qie_vae_config *c, int ph, int pw) {
     return max;
 }
 
-#define TILE_PX 256
-#define STRIDE_PX 192
-
 static double vae_bytes(const qie_vae_config *c, int w, int h, bool encode, bool tiled,
                         double act) {
     int f = c->scale_factor;
     sum s = {0};
     double tile_rows = 0;
-    bool window = tiled && (w > TILE_PX || h > TILE_PX);
+    bool window = tiled && (w > QIE_VAE_TILE_PX || h > QIE_VAE_TILE_PX);
     if (encode)
         add(&s, 2.0 * c->z_dim * (w / f) * (h / f), 4); /* moments */
     if (window) {
-        int step = encode ? STRIDE_PX / f : STRIDE_PX, tile = encode ? TILE_PX / f : TILE_PX;
+        int step = encode ? QIE_VAE_STRIDE_PX / f : QIE_VAE_STRIDE_PX,
+            tile = encode ? QIE_VAE_TILE_PX / f : QIE_VAE_TILE_PX;
         int out_w = encode ? w / f : w, ch = encode ? 2 * c->z_dim : 3;
         int nx = (out_w + step - 1) / step;
         sum rows = {0};
@@ -116,11 +115,11 @@ static double vae_bytes(const qie_vae_config *c, int w, int h, bool encode, bool
             add(&rows, nx, 4);
         }
         tile_rows = rows.bytes;
-        w = w < TILE_PX ? w : TILE_PX;
-        h = h < TILE_PX ? h : TILE_PX;
+        w = w < QIE_VAE_TILE_PX ? w : QIE_VAE_TILE_PX;
+        h = h < QIE_VAE_TILE_PX ? h : QIE_VAE_TILE_PX;
     }
     for (int i = 0; i < 3; i++)
-        add(&s, largest_map(c, h, w), act);
+        add(&s, qie_vae_largest_map(c, h, w), act);
     double low = (double)(w / f) * (h / f);
     if (encode) {
         add(&s, low * 2 * c->z_dim, 4);

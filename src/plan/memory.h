@@ -40,6 +40,12 @@ int64_t qie_memory_available(void);
 /* Memory of the machine or container in all. */
 int64_t qie_memory_total(void);
 
+/* Elements of the largest map of the VAE's encoder or decoder for a picture of ph x pw pixels. */
+double qie_vae_largest_map(const qie_vae_config *c, int ph, int pw);
+/* Tiles of diffusers' enable_tiling: side and step in pixels. */
+#define QIE_VAE_TILE_PX 256
+#define QIE_VAE_STRIDE_PX 192
+
 /* Steps whose modulation the transformer keeps at once (also used by model/transformer.c). */
 #define QIE_PLAN_MODULATION_STEPS 48
 /* Room for the transformer's own bookkeeping of one edit. */
