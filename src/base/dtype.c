@@ -1,20 +1,60 @@
 #include "base/dtype.h"
 
+#include <stdbool.h>
+
+/* A type without blocks has blocks of one element. */
 static const struct {
     const char *name;
-    size_t size;
+    int elements;
+    size_t bytes;
 } DTYPES[QIE_DTYPE_COUNT] = {
-    [QIE_F32] = {"F32", 4}, [QIE_BF16] = {"BF16", 2}, [QIE_F16] = {"F16", 2},
-    [QIE_U8] = {"U8", 1},   [QIE_I32] = {"I32", 4},   [QIE_I64] = {"I64", 8},
-    [QIE_F64] = {"F64", 8}, [QIE_BOOL] = {"BOOL", 1},
+    [QIE_F32] = {"F32", 1, 4},
+    [QIE_BF16] = {"BF16", 1, 2},
+    [QIE_F16] = {"F16", 1, 2},
+    [QIE_U8] = {"U8", 1, 1},
+    [QIE_I32] = {"I32", 1, 4},
+    [QIE_I64] = {"I64", 1, 8},
+    [QIE_F64] = {"F64", 1, 8},
+    [QIE_BOOL] = {"BOOL", 1, 1},
+    [QIE_I8] = {"I8", 1, 1},
+    [QIE_F8_E4M3] = {"F8_E4M3", 1, 1},
+    [QIE_F8_E5M2] = {"F8_E5M2", 1, 1},
+    [QIE_Q4_0] = {"Q4_0", 32, 18},
+    [QIE_Q4_1] = {"Q4_1", 32, 20},
+    [QIE_Q5_0] = {"Q5_0", 32, 22},
+    [QIE_Q5_1] = {"Q5_1", 32, 24},
+    [QIE_Q8_0] = {"Q8_0", 32, 34},
+    [QIE_Q2_K] = {"Q2_K", 256, 84},
+    [QIE_Q3_K] = {"Q3_K", 256, 110},
+    [QIE_Q4_K] = {"Q4_K", 256, 144},
+    [QIE_Q5_K] = {"Q5_K", 256, 176},
+    [QIE_Q6_K] = {"Q6_K", 256, 210},
+    [QIE_IQ4_NL] = {"IQ4_NL", 32, 18},
+    [QIE_IQ4_XS] = {"IQ4_XS", 256, 136},
 };
 
+static bool known(qie_dtype dtype) {
+    return (unsigned)dtype < QIE_DTYPE_COUNT;
+}
+
 size_t qie_dtype_size(qie_dtype dtype) {
-    return (unsigned)dtype < QIE_DTYPE_COUNT ? DTYPES[dtype].size : 0;
+    return known(dtype) && DTYPES[dtype].elements == 1 ? DTYPES[dtype].bytes : 0;
+}
+
+int qie_dtype_block_elements(qie_dtype dtype) {
+    return known(dtype) ? DTYPES[dtype].elements : 0;
+}
+
+size_t qie_dtype_block_bytes(qie_dtype dtype) {
+    return known(dtype) ? DTYPES[dtype].bytes : 0;
+}
+
+size_t qie_dtype_row_bytes(qie_dtype dtype, int64_t n) {
+    return known(dtype) ? (size_t)n / (size_t)DTYPES[dtype].elements * DTYPES[dtype].bytes : 0;
 }
 
 const char *qie_dtype_name(qie_dtype dtype) {
-    return (unsigned)dtype < QIE_DTYPE_COUNT ? DTYPES[dtype].name : "?";
+    return known(dtype) ? DTYPES[dtype].name : "?";
 }
 
 int qie_dtype_from_name(const char *name) {

@@ -31,9 +31,20 @@ typedef struct qie_mat {
  */
 typedef struct qie_wmat {
     const void *data;
-    qie_dtype dtype; /* F32, BF16 or F16 */
+    qie_dtype dtype; /* F32, BF16, F16, F8_*, I8 or blocks along k */
     int64_t n, k;
+    /* Value = stored value x scale, of the row (n_scale == n) or of all (1); NULL: 1. F8_* and I8
+     * only. */
+    const float *scale;
+    int64_t n_scale;
 } qie_wmat;
+
+/* Product of two thin matrices added to a linear layer: a LoRA. */
+typedef struct qie_lowrank {
+    qie_wmat down; /* [rank, k] */
+    qie_wmat up;   /* [n, rank] */
+    float scale;   /* weight x alpha / rank */
+} qie_lowrank;
 
 /* Parameter vector; data NULL: absent. */
 typedef struct qie_vec {
@@ -77,7 +88,10 @@ typedef struct qie_linear_args {
     qie_mat x;    /* [m, k] */
     qie_wmat w;   /* [n, k] */
     qie_vec bias; /* [n] or absent */
-    qie_act act;  /* applied to x W^T + bias, before store */
+    /* Added to x W^T before act: the sum over these of scale * (x down^T) up^T. */
+    const qie_lowrank *lowrank;
+    size_t n_lowrank;
+    qie_act act; /* applied to x W^T + bias, before store */
     qie_store store;
     const float *gate[2]; /* [n] each; GATED_ADD only */
     int64_t split;

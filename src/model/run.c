@@ -53,7 +53,7 @@ qie_status qie_bind_linear(const qie_weights *w, const char *name, int64_t n, in
         QIE_TRY(qie_weights_need(w, full, t->n_dims, t->shape, &t, err));
     else
         QIE_TRY(qie_weights_need(w, full, 2, shape, &t, err));
-    out->w = (qie_wmat){t->data, t->dtype, n, k};
+    out->w = (qie_wmat){.data = t->data, .dtype = t->dtype, .n = n, .k = k};
     out->b = (qie_vec){NULL, QIE_F32, 0};
     if (!bias)
         return QIE_OK;
@@ -81,5 +81,5 @@ void qie_run_linear_gated(const qie_run *run, qie_mat x, const qie_linear *l, co
 }
 
 void qie_linear_prefetch(const qie_linear *l) {
-    qie_weights_prefetch(l->w.data, (size_t)l->w.n * (size_t)l->w.k * qie_dtype_size(l->w.dtype));
+    qie_weights_prefetch(l->w.data, (size_t)l->w.n * qie_dtype_row_bytes(l->w.dtype, l->w.k));
 }

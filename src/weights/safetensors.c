@@ -95,6 +95,8 @@ static bool add_tensor(void *arg, const char *key, qie_json *value) {
     if (!t->name || !w->out->dtypes[i])
         return no_memory(w);
     int known = qie_dtype_from_name(dtype);
+    if (known >= 0 && !qie_dtype_size((qie_dtype)known))
+        known = -1; /* blocks have no place in this format */
     t->dtype = known < 0 ? QIE_DTYPE_COUNT : (qie_dtype)known;
     if (!read_shape(w, t, key, qie_json_member(value, "shape")))
         return false;

@@ -208,7 +208,7 @@ QTEST(test_embed_and_convert_are_exact) {
         int32_t *ids = malloc((size_t)rows * sizeof *ids);
         for (int64_t r = 0; r < rows; r++)
             ids[r] = (int32_t)(op_u32() % 50);
-        embed_case a = {{table.data, t, 50, cols},
+        embed_case a = {{.data = table.data, .dtype = t, .n = 50, .k = cols},
                         {src.data, s, rows, cols, ld},
                         {dst.data, d, rows, cols, ld},
                         ids};
