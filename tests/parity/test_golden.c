@@ -156,11 +156,17 @@ static void run_case(const char *name, double share) {
     int bad = compare_stages(g.stages, got);
     ASSERT_INT(bad, 0);
     check_picture(r.images[0], g.output, share);
-    /* without a dump the last block computes less: the picture must be the same to the bit */
+    /* Without a dump the last block computes fewer rows: in our own kernels a row does not depend
+     * on how many there are, so the picture is the same to the bit. oneDNN makes no such promise
+     * (its AVX2 matmul sums the rows of an incomplete tile in another order): there the bound of
+     * the recording holds. */
     qie_edit_result again;
     ASSERT_OK(qie_engine_edit(engine, &o, &again, &e));
-    ASSERT(!memcmp(qie_image_pixels_const(r.images[0]), qie_image_pixels_const(again.images[0]),
-                   (size_t)qie_image_width(g.output) * (size_t)qie_image_height(g.output) * 3));
+    if (eo.backend && !strcmp(eo.backend, "onednn"))
+        check_picture(again.images[0], g.output, share);
+    else
+        ASSERT(!memcmp(qie_image_pixels_const(r.images[0]), qie_image_pixels_const(again.images[0]),
+                       (size_t)qie_image_width(g.output) * (size_t)qie_image_height(g.output) * 3));
     qie_edit_result_release(&again);
     qie_edit_result_release(&r);
     qie_weights_close(got);
