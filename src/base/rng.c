@@ -142,3 +142,10 @@ uint64_t qie_random_seed(void) {
     }
     return v & 0x7fffffffu;
 }
+
+uint64_t qie_derived_seed(uint64_t seed) {
+    uint64_t z = seed + 0x9e3779b97f4a7c15u; /* splitmix64 */
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+    return (z ^ (z >> 31)) >> 33;
+}

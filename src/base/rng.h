@@ -23,5 +23,7 @@ uint32_t qie_rng_u32(qie_rng *rng);
 void qie_rng_normal(qie_rng *rng, float *out, size_t n, bool bf16);
 /* A seed from the system's entropy, in 0 .. 2^31-1. */
 uint64_t qie_random_seed(void);
+/* Another seed, in 0 .. 2^31-1, that depends only on this one: a chain of edits can be repeated. */
+uint64_t qie_derived_seed(uint64_t seed);
 
 #endif

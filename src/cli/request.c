@@ -8,6 +8,7 @@
 #include "base/error.h"
 #include "base/fs.h"
 #include "base/json.h"
+#include "base/rng.h"
 #include "base/strbuf.h"
 #include "cli/ui.h"
 
@@ -262,15 +263,6 @@ qie_status cli_request_load(cli_request *request, qie_error *err) {
     return QIE_OK;
 }
 
-/* Another seed that depends only on this one, so that a chain of edits can be repeated. splitmix64.
- */
-static uint64_t derived_seed(uint64_t seed) {
-    uint64_t z = seed + 0x9e3779b97f4a7c15u;
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-    return (z ^ (z >> 31)) >> 33;
-}
-
 void cli_request_choose_seed(cli_request *request) {
     if (!request->seed_named) {
         request->options.seed = qie_seed_random();
@@ -281,7 +273,7 @@ void cli_request_choose_seed(cli_request *request) {
     for (size_t i = 0; i < request->n_paths; i++)
         used = used || (request->has_seed[i] && request->made_with[i] == named);
     if (used && !request->force_seed) {
-        request->options.seed = derived_seed(named);
+        request->options.seed = qie_derived_seed(named);
         cli_warn("an input picture was made with seed %llu; edits chained with one seed degrade, "
                  "so seed %llu is used (--force-seed keeps yours)",
                  (unsigned long long)named, (unsigned long long)request->options.seed);

@@ -139,6 +139,31 @@ def case_contract(s):
     assert b"qwen_edit_jobs_total" in s.call("GET", "/metrics")[1]
 
 
+def size_of(png):
+    return int.from_bytes(png[16:20], "big"), int.from_bytes(png[20:24], "big")
+
+
+def case_sizes_and_seeds(s):
+    """The switches of one edit; the demo keeps the size of its pictures unless told otherwise."""
+    def edit(**more):
+        code, r = s.call("POST", "/edit", {"prompt": "x", "image_base64": B64, "num_inference_steps": 1, **more})
+        assert code == 200, r
+        return r, base64.b64decode(r["image_base64"])
+    given = size_of(PICTURE)
+    assert size_of(edit()[1]) == given
+    assert size_of(edit(keep_size=False, max_side=64)[1]) == (64, 64) != given
+    assert size_of(edit(keep_size=True, max_side="none")[1]) == given
+    assert size_of(edit(width=80)[1])[0] == 80
+    first, png = edit(seed=5)
+    assert b"seed" in png and b"seed" not in edit(metadata=False)[1]
+    again = {"image_base64": base64.b64encode(png).decode(), "seed": 5}
+    other = edit(**again)[0]
+    assert other["seed"] != 5 and any("seed 5" in w for w in other["warnings"]) and edit(**again)[0]["seed"] == other["seed"], other["warnings"]
+    assert edit(**again, force_seed=True)[0]["seed"] == 5
+    refused(s, 422, {"prompt": "x", "image_base64": B64, "keep_size": True, "width": 64}, "keep_size")
+    refused(s, 422, {"prompt": "x", "image_base64": B64, "ref_area": 3}, "ref_area")
+
+
 def case_refusals(s):
     good = {"prompt": "x", "image_base64": B64}
     refused(s, 422, {"image_base64": B64}, "prompt")
@@ -307,7 +332,7 @@ def main():
     failed = 0
     s = Service().start()
     cases = [(f.__name__, lambda f=f: f(s)) for f in
-             (case_contract, case_refusals, case_jobs, case_concurrent, case_hostile, case_kill)]
+             (case_contract, case_sizes_and_seeds, case_refusals, case_jobs, case_concurrent, case_hostile, case_kill)]
     for name, run in cases + [("case_one_master", case_one_master), ("case_keys", case_keys)]:
         start = time.time()
         try:

@@ -20,12 +20,16 @@
 typedef struct svc_params {
     uint64_t seed;
     int32_t num_inference_steps; /* 0: default */
-    int32_t max_side;            /* 0: default */
+    int32_t max_side;            /* 0: default; -1: none */
     int32_t width, height;       /* 0: by rule */
+    int32_t ref_area;            /* 0: by rule */
+    int32_t keep_size;           /* 0, 1; -1: default */
     int32_t num_images;          /* 1..10 */
     int32_t format;              /* qie_image_format of the result */
     int32_t compression;         /* -1: default; PNG 0..9 from 0..100, else quality */
     int32_t preview_px;          /* 0: no previews */
+    int32_t force_seed;          /* 1: keep a seed that an input was made with */
+    int32_t no_metadata;         /* 1: no parameters in the result */
     double true_cfg_scale;       /* < 0: default */
     double guidance_scale;
 } svc_params;

@@ -291,12 +291,19 @@ static qie_status set_number(parser *p, const char *name, const value *v, bool *
         int32_t *at;
     } ints[] = {{"num_inference_steps", 1, 200, &o->num_inference_steps},
                 {"max_side", 64, 4096, &o->max_side},
+                {"ref_area", 1024, 1 << 24, &o->ref_area},
                 {"width", 64, 4096, &o->width},
                 {"height", 64, 4096, &o->height},
                 {p->r->flavour == SVC_OPENAI ? "n" : "num_images", 1, 10, &o->num_images},
                 {"output_compression", 0, 100, &o->compression}};
     int64_t i;
+    const char *word = v->json ? qie_json_string(v->json, NULL) : v->text;
     *known = true;
+    if (!strcmp(name, "max_side") && word && (v->json ? strlen(word) : v->n) == 4 &&
+        !memcmp(word, "none", 4)) {
+        o->max_side = -1;
+        return QIE_OK;
+    }
     for (size_t k = 0; k < sizeof ints / sizeof *ints; k++)
         if (!strcmp(name, ints[k].name)) {
             QIE_TRY(get_int(p, name, v, ints[k].min, ints[k].max, &i));
@@ -337,6 +344,19 @@ static qie_status set_lora(parser *p, const value *v) {
     return empty ? QIE_OK : bad(p, "lora", "names files, and this service was started without any");
 }
 
+static qie_status set_switch(parser *p, const char *name, const value *v) {
+    svc_params *o = &p->r->params;
+    bool on;
+    QIE_TRY(get_bool(p, name, v, &on));
+    if (!strcmp(name, "keep_size"))
+        o->keep_size = on;
+    else if (!strcmp(name, "force_seed"))
+        o->force_seed = on;
+    else
+        o->no_metadata = !on;
+    return QIE_OK;
+}
+
 static qie_status set_common(parser *p, const char *name, const value *v, bool *known) {
     svc_request *r = p->r;
     QIE_TRY(set_number(p, name, v, known));
@@ -351,6 +371,8 @@ static qie_status set_common(parser *p, const char *name, const value *v, bool *
         return set_seed(p, v);
     if (!strcmp(name, "output_format"))
         return set_format(p, v);
+    if (!strcmp(name, "keep_size") || !strcmp(name, "force_seed") || !strcmp(name, "metadata"))
+        return set_switch(p, name, v);
     if (!strcmp(name, "lora"))
         return set_lora(p, v);
     if (!strcmp(name, "image") && !v->json)
@@ -509,8 +531,8 @@ static qie_status check_whole(parser *p) {
         return bad(p, "num_images", "must be 1 with response=path");
     if (r->output_path && (int)qie_image_format_from_path(r->output_path) != r->params.format)
         return bad(p, "output_path", "must end as output_format says (.png, .jpg, .webp)");
-    if ((r->params.width != 0) != (r->params.height != 0))
-        return bad(p, r->params.width ? "height" : "width", "is missing beside the other side");
+    if (r->params.keep_size == 1 && (r->params.width || r->params.height))
+        return bad(p, "keep_size", "contradicts width and height");
     if (!r->negative && !(r->negative = strdup(" ")))
         return qie_fail(p->err, QIE_E_NO_MEMORY, NULL, "out of memory");
     if (r->stream && r->params.num_images > 1)

@@ -632,9 +632,11 @@ static qie_status check_plan(const submission *s, qie_error *err) {
     qie_size_request r = {.n_images = (int)s->request.n_pictures,
                           .width = p->width,
                           .height = p->height,
-                          .max_side = p->max_side ? p->max_side : model->max_side,
-                          .ref_area = model->ref_area,
-                          .keep_size = model->keep_size && !p->width};
+                          .max_side = p->max_side < 0 ? 0
+                                      : p->max_side   ? p->max_side
+                                                      : model->max_side,
+                          .ref_area = p->ref_area ? p->ref_area : model->ref_area,
+                          .keep_size = p->keep_size < 0 ? model->keep_size : p->keep_size};
     qie_size_plan sizes;
     qie_memory_plan plan;
     for (int i = 0; i < r.n_images; i++)

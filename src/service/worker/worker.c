@@ -19,6 +19,7 @@
 #include "base/error.h"
 #include "base/files.h"
 #include "base/log.h"
+#include "base/rng.h"
 #include "model/demo_files.h"
 #include "plan/memory.h"
 #include "service/common/message.h"
@@ -197,6 +198,7 @@ typedef struct job {
     uint8_t *bytes[SVC_MAX_PICTURES];
     qie_image *pictures[SVC_MAX_PICTURES];
     bool seed_repeated;
+    uint64_t made_with;
 } job;
 
 static char *read_text(int fd, uint64_t n, int64_t *at) {
@@ -258,6 +260,9 @@ static qie_status decode(job *j, qie_error *err) {
             j->seed_repeated |= strtoull(seed + 7, NULL, 10) == j->head.params.seed;
         free(text);
     }
+    j->made_with = j->head.params.seed;
+    if (j->seed_repeated && !j->head.params.force_seed)
+        j->head.params.seed = qie_derived_seed(j->made_with);
     return QIE_OK;
 }
 
@@ -277,6 +282,8 @@ static qie_edit_options options_of(worker *w, const job *j, const qie_image **vi
     o.max_side = p->max_side;
     o.width = p->width;
     o.height = p->height;
+    o.ref_area = p->ref_area;
+    o.keep_size = p->keep_size;
     o.num_images = p->num_images;
     o.preview_max_px = p->preview_px;
     o.progress = on_progress;
@@ -316,9 +323,17 @@ static void head_of(svc_result_head *h, const job *j, const qie_edit_result *r) 
     h->n_images = r->n_images;
     for (int i = 0; i < r->plan.n_warnings && i < QIE_MAX_WARNINGS; i++)
         memcpy(h->warnings[h->n_warnings++], r->plan.warnings[i], sizeof h->warnings[0]);
-    if (j->seed_repeated)
-        snprintf(h->warnings[h->n_warnings++], sizeof h->warnings[0],
+    char *next = h->warnings[h->n_warnings];
+    if (j->seed_repeated && h->seed == j->made_with)
+        snprintf(next, sizeof h->warnings[0],
                  "an input picture was made with this seed; edits chained with one seed degrade");
+    else if (j->seed_repeated)
+        snprintf(
+            next, sizeof h->warnings[0],
+            "an input picture was made with seed %llu; edits chained with one seed degrade, so "
+            "seed %llu is used (force_seed keeps yours)",
+            (unsigned long long)j->made_with, (unsigned long long)h->seed);
+    h->n_warnings += j->seed_repeated;
     if (is_constant(r->images[0]))
         snprintf(h->warnings[h->n_warnings++], sizeof h->warnings[0],
                  "the result is one single colour");
@@ -333,7 +348,8 @@ static qie_status send_result(worker *w, const job *j, const qie_edit_options *o
     head_of(&head, j, r);
     for (size_t i = 0; i < r->n_images && i < SVC_MAX_RESULTS && st == QIE_OK; i++) {
         qie_image_encode_options how = encoding_of(&j->head.params);
-        char *text = qie_edit_parameters_json(w->engine, o, r, i);
+        char *text =
+            j->head.params.no_metadata ? NULL : qie_edit_parameters_json(w->engine, o, r, i);
         size_t n = 0;
         how.parameters = text;
         st = qie_image_encode(r->images[i], &how, &encoded[i], &n, err);
