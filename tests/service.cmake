@@ -5,5 +5,8 @@ if(QIE_TESTS AND TARGET qwen-edit)
     add_test(NAME service COMMAND ${Python3_EXECUTABLE} ${CMAKE_SOURCE_DIR}/tests/api/test_service.py
              $<TARGET_FILE:qwen-edit> WORKING_DIRECTORY ${CMAKE_BINARY_DIR})
     set_tests_properties(service PROPERTIES TIMEOUT 600)
+    add_test(NAME service_remote COMMAND ${Python3_EXECUTABLE} ${CMAKE_SOURCE_DIR}/tests/api/test_remote.py
+             $<TARGET_FILE:qwen-edit> WORKING_DIRECTORY ${CMAKE_BINARY_DIR})
+    set_tests_properties(service_remote PROPERTIES TIMEOUT 600)
   endif()
 endif()

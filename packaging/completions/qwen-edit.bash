@@ -10,6 +10,7 @@ _qwen_edit() {
         --prompt-file) COMPREPLY=($(compgen -f -- "$cur")); return ;;
         --output|-o) COMPREPLY=($(compgen -f -- "$cur")); return ;;
         --batch) COMPREPLY=($(compgen -f -- "$cur")); return ;;
+        --server) words=""; COMPREPLY=($(compgen -W "$words" -- "$cur")); return ;;
         --negative|-n) words=""; COMPREPLY=($(compgen -W "$words" -- "$cur")); return ;;
         --seed|-S) words="random"; COMPREPLY=($(compgen -W "$words" -- "$cur")); return ;;
         --steps|-s) words=""; COMPREPLY=($(compgen -W "$words" -- "$cur")); return ;;
@@ -67,7 +68,7 @@ _qwen_edit() {
         --inject) COMPREPLY=($(compgen -f -- "$cur")); return ;;
         esac
         case ${COMP_WORDS[1]} in
-        edit) words=" --image --prompt --prompt-file --output --batch --negative --seed --force-seed --steps --true-cfg-scale --guidance-scale --num-images --max-side --width --height --ref-area --keep-size --no-keep-size --output-format --quality --preview --dry-run --no-metadata --model --device --precision --threads --nice --memory-limit --quiet --verbose --json --config --help --version --backend --positions --noise --inject" ;;
+        edit) words=" --image --prompt --prompt-file --output --batch --server --negative --seed --force-seed --steps --true-cfg-scale --guidance-scale --num-images --max-side --width --height --ref-area --keep-size --no-keep-size --output-format --quality --preview --dry-run --no-metadata --model --device --precision --threads --nice --memory-limit --api-key --api-key-file --quiet --verbose --json --config --help --version --backend --positions --noise --inject" ;;
         serve) words=" --model --device --precision --threads --nice --memory-limit --host --port --api-port --gpus --workers --state-dir --output-dir --api-key --api-key-file --cors-origin --trusted-proxy --queue-size --max-images --max-connections --max-body-memory --sync-timeout --keep --hang-limit --no-image-url --allow-url-cidr --reject-while-loading --log-format --worker-program --config --help --version --backend" ;;
         worker) words=" --model --device --precision --threads --nice --memory-limit --help --version --backend" ;;
         info) words=" --json --help --version" ;;

@@ -12,6 +12,7 @@
 #include "cli/interrupt.h"
 #include "cli/job.h"
 #include "cli/model_choice.h"
+#include "cli/remote.h"
 #include "cli/ui.h"
 
 /* A line holds a prompt of at most 32,000 characters and paths. */
@@ -31,8 +32,8 @@ static qie_status prepare_process(const cli_values *v, qie_error *err) {
     if (cli_on(v, OPT_VERBOSE) && !getenv("QIE_LOG"))
         setenv("QIE_LOG", "info", 1);
     explain_environment();
-    QIE_FAIL_IF(!strcmp(cli_text(v, OPT_DEVICE, "auto"), "cuda"), QIE_E_UNAVAILABLE, err,
-                "--device",
+    QIE_FAIL_IF(!cli_is_set(v, OPT_SERVER) && !strcmp(cli_text(v, OPT_DEVICE, "auto"), "cuda"),
+                QIE_E_UNAVAILABLE, err, "--device",
                 "--device: this build has no GPU back end; compute on the CPU with --device cpu "
                 "--max-side 512 -s 10");
     if (cli_is_set(v, OPT_NICE) && setpriority(PRIO_PROCESS, 0, (int)cli_number(v, OPT_NICE, 0)))
@@ -79,16 +80,25 @@ static void introduce(const qie_engine *engine, bool named) {
             info.precision, info.backend, info.cpu_level, info.n_threads);
 }
 
-static qie_status open_engine(const cli_values *v, qie_engine **engine, qie_error *err) {
+/* Where the edits are computed: in this process or at a service. */
+typedef struct place {
+    qie_engine *engine;
+    cli_service *service;
+} place;
+
+static qie_status open_place(const cli_values *v, place *where, qie_error *err) {
     char *model = NULL;
     bool named;
-    *engine = NULL;
+    if (cli_is_set(v, OPT_SERVER)) {
+        cli_interrupt_set_polled(true);
+        return cli_service_open(v, &where->service, err);
+    }
     QIE_TRY(cli_choose_model(v, &model, &named, err));
     qie_engine_options options = engine_options(v, model);
-    qie_status st = qie_engine_open(&options, engine, err);
+    qie_status st = qie_engine_open(&options, &where->engine, err);
     if (st == QIE_OK) {
-        cli_interrupt_set_engine(*engine);
-        introduce(*engine, named);
+        cli_interrupt_set_engine(where->engine);
+        introduce(where->engine, named);
     }
     free(model);
     return st;
@@ -102,27 +112,29 @@ static void print_json(qie_json *o) {
     free(text);
 }
 
-static qie_status run_request(qie_engine *engine, const cli_values *v, cli_request *r,
+static qie_status run_request(const place *where, const cli_values *v, cli_request *r,
                               qie_json **result, qie_error *err) {
-    bool text = !cli_on(v, OPT_JSON);
+    bool text = !cli_on(v, OPT_JSON), dry_run = cli_on(v, OPT_DRY_RUN);
     cli_ui_forget_warnings();
+    if (where->service)
+        return cli_remote_run(where->service, r, dry_run, text, result, err);
     cli_request_choose_seed(r);
-    return cli_on(v, OPT_DRY_RUN) ? cli_job_plan(engine, r, text, result, err)
-                                  : cli_job_run(engine, r, text, result, err);
+    return dry_run ? cli_job_plan(where->engine, r, text, result, err)
+                   : cli_job_run(where->engine, r, text, result, err);
 }
 
 /* Everything that can be wrong with the request is found before the model is opened. */
-static qie_status run_single(cli_values *v, qie_engine **engine, qie_error *err) {
+static qie_status run_single(cli_values *v, place *where, qie_error *err) {
     cli_request request;
     qie_json *result = NULL;
     QIE_TRY(cli_read_prompt_file(v, err));
     QIE_TRY(cli_request_read(v, &request, err));
     QIE_TRY(cli_request_check_outputs(&request, err));
-    qie_status st = cli_request_load(&request, err);
+    qie_status st = cli_is_set(v, OPT_SERVER) ? QIE_OK : cli_request_load(&request, err);
     if (st == QIE_OK)
-        st = open_engine(v, engine, err);
+        st = open_place(v, where, err);
     if (st == QIE_OK)
-        st = run_request(*engine, v, &request, &result, err);
+        st = run_request(where, v, &request, &result, err);
     if (st == QIE_OK && cli_on(v, OPT_JSON))
         print_json(result);
     qie_json_free(result);
@@ -132,7 +144,7 @@ static qie_status run_single(cli_values *v, qie_engine **engine, qie_error *err)
 
 /* ---------------------------------------------------------------- batch */
 
-static qie_status run_line(const cli_values *base, qie_engine *engine, const char *text, size_t n,
+static qie_status run_line(const cli_values *base, const place *where, const char *text, size_t n,
                            qie_json **result, qie_error *err) {
     cli_values v = {.parent = base};
     cli_request request = {0};
@@ -142,8 +154,9 @@ static qie_status run_line(const cli_values *base, qie_engine *engine, const cha
     QIE_TRY_GOTO(cli_parse_fields(&v, object, err));
     QIE_TRY_GOTO(cli_request_read(&v, &request, err));
     QIE_TRY_GOTO(cli_request_check_outputs(&request, err));
-    QIE_TRY_GOTO(cli_request_load(&request, err));
-    QIE_TRY_GOTO(run_request(engine, &v, &request, result, err));
+    if (where->engine)
+        QIE_TRY_GOTO(cli_request_load(&request, err));
+    QIE_TRY_GOTO(run_request(where, &v, &request, result, err));
 fail:
     cli_request_release(&request);
     cli_values_release(&v);
@@ -180,7 +193,7 @@ static void finish_line(batch *b, bool json, qie_status st, qie_json *result,
         tell_line(b->line, result, error);
 }
 
-static qie_status run_lines(const cli_values *v, qie_engine *engine, batch *b, qie_error *err) {
+static qie_status run_lines(const cli_values *v, const place *where, batch *b, qie_error *err) {
     char *text = NULL;
     size_t cap = 0;
     ssize_t n;
@@ -196,7 +209,7 @@ static qie_status run_lines(const cli_values *v, qie_engine *engine, batch *b, q
             (size_t)n > LINE_MAX_BYTES
                 ? qie_fail(&line_error, QIE_E_TOO_LARGE, "line",
                            "the line has %zd bytes, the limit is %u", n, LINE_MAX_BYTES)
-                : run_line(v, engine, text, (size_t)n, &result, &line_error);
+                : run_line(v, where, text, (size_t)n, &result, &line_error);
         finish_line(b, cli_on(v, OPT_JSON), line_st, result, &line_error);
         qie_json_free(result);
         cli_ui_set_line(0);
@@ -218,16 +231,16 @@ static qie_status check_batch_flags(const cli_values *v, qie_error *err) {
     return QIE_OK;
 }
 
-static qie_status run_batch(cli_values *v, qie_engine **engine, qie_error *err) {
+static qie_status run_batch(cli_values *v, place *where, qie_error *err) {
     const char *path = cli_text(v, OPT_BATCH, NULL);
     QIE_TRY(check_batch_flags(v, err));
     QIE_TRY(cli_read_prompt_file(v, err));
     batch b = {.file = strcmp(path, "-") ? fopen(path, "re") : stdin};
     QIE_FAIL_IF(!b.file, errno == ENOENT ? QIE_E_NOT_FOUND : QIE_E_IO, err, "--batch",
                 "cannot open '%s': %s", path, strerror(errno));
-    qie_status st = open_engine(v, engine, err);
+    qie_status st = open_place(v, where, err);
     if (st == QIE_OK)
-        st = run_lines(v, *engine, &b, err);
+        st = run_lines(v, where, &b, err);
     if (b.file != stdin)
         fclose(b.file);
     if (b.n_done + b.n_failed == 0 && st == QIE_OK)
@@ -241,8 +254,18 @@ static qie_status run_batch(cli_values *v, qie_engine **engine, qie_error *err) 
     return st;
 }
 
+static qie_status check_place(const cli_values *v, qie_error *err) {
+    static const cli_option_id keys[] = {OPT_API_KEY, OPT_API_KEY_FILE};
+    if (cli_is_set(v, OPT_SERVER))
+        return cli_remote_check_flags(v, err);
+    for (size_t i = 0; i < 2; i++)
+        QIE_FAIL_IF(cli_get(v, keys[i])->source == FROM_FLAG, QIE_E_USAGE, err, "--server",
+                    "--%s has no use without --server URL", CLI_OPTIONS[keys[i]].name);
+    return QIE_OK;
+}
+
 qie_status cli_run_edit(cli_values *values, qie_error *err) {
-    qie_engine *engine = NULL;
+    place where = {0};
     qie_status st;
     QIE_FAIL_IF(
         values->n_args > 0, QIE_E_USAGE, err, NULL,
@@ -250,10 +273,13 @@ qie_status cli_run_edit(cli_values *values, qie_error *err) {
         values->args[0]);
     st = prepare_process(values, err);
     if (st == QIE_OK)
-        st = cli_is_set(values, OPT_BATCH) ? run_batch(values, &engine, err)
-                                           : run_single(values, &engine, err);
+        st = check_place(values, err);
+    if (st == QIE_OK)
+        st = cli_is_set(values, OPT_BATCH) ? run_batch(values, &where, err)
+                                           : run_single(values, &where, err);
     cli_progress_end();
     cli_interrupt_set_engine(NULL);
-    qie_engine_close(engine);
+    qie_engine_close(where.engine);
+    cli_service_close(where.service);
     return st;
 }

@@ -8,6 +8,7 @@
 #include "base/fs.h"
 #include "base/log.h"
 #include "cli/interrupt.h"
+#include "cli/output.h"
 #include "cli/ui.h"
 
 /* Side of a preview: enough to see whether the edit goes the right way. */
@@ -129,29 +130,14 @@ typedef struct watcher {
     bool preview_failed; /* said once */
 } watcher;
 
-static qie_status write_picture(const char *path, const qie_image *image, qie_image_format format,
-                                int quality, const char *parameters, qie_error *err) {
-    qie_image_encode_options o = qie_image_encode_options_default();
-    o.format = format;
-    o.parameters = parameters;
-    if (quality)
-        o.quality = quality;
-    uint8_t *bytes = NULL;
-    size_t n;
-    QIE_TRY(qie_image_encode(image, &o, &bytes, &n, err));
-    qie_status st = qie_file_write_atomic(path, bytes, n, err);
-    free(bytes);
-    return st;
-}
-
 static void on_progress(void *arg, const qie_progress *progress) {
     watcher *w = arg;
     cli_progress(progress);
     if (!progress->preview || !w->request->preview || cli_interrupted())
         return;
     qie_error e;
-    if (write_picture(w->request->preview, progress->preview, w->request->preview_format, 0, NULL,
-                      &e) != QIE_OK &&
+    if (cli_write_picture(w->request->preview, progress->preview, w->request->preview_format, 0,
+                          NULL, &e) != QIE_OK &&
         !w->preview_failed && !cli_interrupted()) {
         w->preview_failed = true; /* a preview is no reason to lose the edit */
         cli_warn("preview: %s", e.message);
@@ -182,23 +168,10 @@ static void announce(qie_engine *engine, const cli_request *r, const qie_edit_pl
     tell_warnings(p);
 }
 
-typedef struct encoded {
-    char *path;
-    uint8_t *bytes;
-    size_t n;
-} encoded;
-
-static void encoded_release(encoded *list, size_t n) {
-    for (size_t i = 0; i < n; i++) {
-        free(list[i].path);
-        free(list[i].bytes);
-    }
-}
-
 /* All pictures are encoded before the first is written: a failure leaves as little behind as
  * possible. */
 static qie_status encode_all(const qie_engine *engine, const cli_request *r,
-                             const qie_edit_result *out, encoded *list, qie_error *err) {
+                             const qie_edit_result *out, cli_output *list, qie_error *err) {
     for (size_t i = 0; i < out->n_images; i++) {
         qie_image_encode_options o = qie_image_encode_options_default();
         char *parameters =
@@ -226,23 +199,12 @@ static qie_json *timings_json(const qie_edit_result *out) {
     return t;
 }
 
-static qie_json *path_json(const char *path) {
-    qie_json *s = qie_json_new_string(path);
-    return s ? s : qie_json_new_null(); /* a file name that is not UTF-8 */
-}
-
 static qie_json *result_json(const qie_engine *engine, const qie_edit_result *out,
-                             const encoded *list) {
+                             const cli_output *list) {
     qie_engine_info info;
     qie_engine_get_info(engine, &info);
     qie_json *o = qie_json_new_object();
-    qie_json_put(o, "output_path", path_json(list[out->n_images - 1].path));
-    if (out->n_images > 1) {
-        qie_json *images = qie_json_new_array();
-        for (size_t i = 0; i < out->n_images; i++)
-            qie_json_push(images, path_json(list[i].path));
-        qie_json_put(o, "images", images);
-    }
+    cli_outputs_json(list, out->n_images, o);
     qie_json_put(o, "seed", qie_json_new_int((int64_t)out->seed));
     qie_json_put(o, "width", qie_json_new_int(qie_image_width(out->images[0])));
     qie_json_put(o, "height", qie_json_new_int(qie_image_height(out->images[0])));
@@ -256,28 +218,11 @@ static qie_json *result_json(const qie_engine *engine, const qie_edit_result *ou
     return o;
 }
 
-static qie_status write_all(const encoded *list, size_t n, bool paths, qie_error *err) {
-    for (size_t i = 0; i < n; i++) {
-        QIE_FAIL_IF(cli_interrupted(), QIE_E_CANCELLED, err, NULL, "interrupted");
-        qie_status st = qie_file_write_atomic(list[i].path, list[i].bytes, list[i].n, err);
-        /* The handler takes the temporary file away under the write, which then fails to rename it.
-         */
-        if (st != QIE_OK && cli_interrupted())
-            return qie_fail(err, QIE_E_CANCELLED, NULL, "interrupted");
-        QIE_TRY(st);
-        if (paths) {
-            puts(list[i].path);
-            fflush(stdout);
-        }
-    }
-    return QIE_OK;
-}
-
 /* What came out, once the pictures are computed. */
 static qie_status deliver(const qie_engine *engine, const cli_request *r,
                           const qie_edit_result *out, bool paths, qie_json **result,
                           qie_error *err) {
-    encoded list[16] = {{0}};
+    cli_output list[16] = {{0}};
     char time[32];
     QIE_FAIL_IF(out->n_images == 0 || out->n_images > 16, QIE_E_INTERNAL, err, NULL,
                 "%zu pictures computed", out->n_images);
@@ -285,14 +230,14 @@ static qie_status deliver(const qie_engine *engine, const cli_request *r,
         cli_warn("values were not finite in the fast precision; computed again in f32");
     qie_status st = encode_all(engine, r, out, list, err);
     if (st == QIE_OK)
-        st = write_all(list, out->n_images, paths, err);
+        st = cli_outputs_write(list, out->n_images, paths, err);
     if (st == QIE_OK) {
         cli_note("wrote %s (%dx%d) in %s", out->n_images > 1 ? r->output : list[0].path,
                  qie_image_width(out->images[0]), qie_image_height(out->images[0]),
                  cli_duration(out->total_s, time, sizeof time));
         *result = result_json(engine, out, list);
     }
-    encoded_release(list, out->n_images);
+    cli_outputs_release(list, out->n_images);
     return st;
 }
 

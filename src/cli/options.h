@@ -21,6 +21,7 @@ typedef enum cli_option_id {
     OPT_PROMPT_FILE,
     OPT_OUTPUT,
     OPT_BATCH,
+    OPT_SERVER,
     OPT_NEGATIVE,
     OPT_SEED,
     OPT_FORCE_SEED,

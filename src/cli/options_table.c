@@ -154,6 +154,14 @@ const cli_option CLI_OPTIONS[OPT_COUNT] = {
          .group = GROUP_EDIT,
          .commands = CMD_EDIT,
          .traits = CLI_IS_FILE},
+    [OPT_SERVER] =
+        {.name = "server",
+         .argument = "URL",
+         .kind = CLI_TEXT,
+         .help = "send the edit to this running service (qwen-edit serve) and follow it there; "
+                 "Ctrl-C cancels it, and a full queue is waited for",
+         .group = GROUP_EDIT,
+         .commands = CMD_EDIT},
     [OPT_NEGATIVE] = {.name = "negative",
                       .letter = 'n',
                       .argument = "TEXT",
@@ -560,17 +568,18 @@ const cli_option CLI_OPTIONS[OPT_COUNT] = {
                      .argument = "KEY",
                      .kind = CLI_TEXT,
                      .env = "QWEN_EDIT_API_KEY",
-                     .help =
-                         "ask for this key; better in a file, arguments are visible to other users",
+                     .help = "key that serve asks for, or that edit --server sends; better in a "
+                             "file or a variable, arguments are visible to other users",
                      .group = GROUP_SERVICE,
-                     .commands = CMD_SERVE,
+                     .commands = CMD_SERVE | CMD_EDIT,
                      .traits = KEEP | CLI_REPEAT},
     [OPT_API_KEY_FILE] = {.name = "api-key-file",
                           .argument = "FILE",
                           .kind = CLI_TEXT,
-                          .help = "ask for one of the keys in this file, one a line",
+                          .help = "the same from a file, one key a line: serve asks for one of "
+                                  "them, edit --server sends the first",
                           .group = GROUP_SERVICE,
-                          .commands = CMD_SERVE,
+                          .commands = CMD_SERVE | CMD_EDIT,
                           .traits = KEEP | CLI_IS_FILE},
     [OPT_CORS_ORIGIN] = {.name = "cors-origin",
                          .argument = "ORIGIN",

@@ -240,15 +240,21 @@ static bool seed_of(const unsigned char *bytes, size_t n, uint64_t *seed) {
     return value >= 0;
 }
 
+qie_status cli_request_read_picture(const cli_request *request, size_t i, unsigned char **bytes,
+                                    size_t *n, qie_error *err) {
+    const char *path = request->paths[i];
+    QIE_FAIL_IF(!*path, QIE_E_INVALID, err, "image", "the path of picture %zu is empty", i + 1);
+    QIE_FAIL_IF(qie_dir_exists(path), QIE_E_INVALID, err, path,
+                "'%s' is a folder, a picture is needed", path);
+    return qie_file_read(path, PICTURE_MAX_BYTES, bytes, n, err);
+}
+
 qie_status cli_request_load(cli_request *request, qie_error *err) {
     for (size_t i = 0; i < request->n_paths; i++) {
         const char *path = request->paths[i];
         unsigned char *bytes = NULL;
         size_t n;
-        QIE_FAIL_IF(!*path, QIE_E_INVALID, err, "image", "the path of picture %zu is empty", i + 1);
-        QIE_FAIL_IF(qie_dir_exists(path), QIE_E_INVALID, err, path,
-                    "'%s' is a folder, a picture is needed", path);
-        QIE_TRY(qie_file_read(path, PICTURE_MAX_BYTES, &bytes, &n, err));
+        QIE_TRY(cli_request_read_picture(request, i, &bytes, &n, err));
         qie_status st = qie_image_decode(bytes, n, NULL, &request->pictures[i], err);
         if (st == QIE_OK)
             request->has_seed[i] = seed_of(bytes, n, &request->made_with[i]);

@@ -37,6 +37,10 @@ qie_status cli_read_prompt_file(cli_values *values, qie_error *err);
 qie_status cli_request_read(const cli_values *values, cli_request *request, qie_error *err);
 /* Every file to be written can be. Errors: QIE_E_IO. */
 qie_status cli_request_check_outputs(const cli_request *request, qie_error *err);
+/* The bytes of picture i as they stand in its file (free with free()). Errors: QIE_E_NOT_FOUND,
+ * QIE_E_IO, QIE_E_INVALID (folder), QIE_E_TOO_LARGE. */
+qie_status cli_request_read_picture(const cli_request *request, size_t i, unsigned char **bytes,
+                                    size_t *n, qie_error *err);
 /* Read and decode the pictures. Errors: QIE_E_NOT_FOUND, QIE_E_INVALID, QIE_E_UNSUPPORTED,
  * QIE_E_TOO_LARGE. */
 qie_status cli_request_load(cli_request *request, qie_error *err);

@@ -183,7 +183,8 @@ void cli_report(const qie_error *error) {
 /* ---------------------------------------------------------------- progress */
 
 static const char *stage_words(const char *stage) {
-    static const char *const words[][2] = {{"load", "reading the model"},
+    static const char *const words[][2] = {{"queue", "waiting in the queue"},
+                                           {"load", "reading the model"},
                                            {"encode_text", "reading the instruction"},
                                            {"encode_image", "encoding the pictures"},
                                            {"denoise", "step"},
@@ -206,7 +207,9 @@ static void describe(const qie_progress *p, char *out, size_t cap) {
                  cli_duration(p->seconds_left, duration, sizeof duration));
     if (p->n_images > 1)
         snprintf(image, sizeof image, "picture %d/%d, ", p->i_image + 1, p->n_images);
-    if (!strcmp(p->stage, "denoise") || (p->total > 1 && p->step > 0))
+    if (!strcmp(p->stage, "queue") && p->step > 0)
+        snprintf(out, cap, "%s, %d before this edit%s", stage_words(p->stage), p->step, left);
+    else if (!strcmp(p->stage, "denoise") || (p->total > 1 && p->step > 0))
         snprintf(out, cap, "%s%s %d/%d%s", image, stage_words(p->stage), p->step, p->total, left);
     else
         snprintf(out, cap, "%s%s%s", image, stage_words(p->stage), left);
@@ -251,13 +254,13 @@ static void progress_event(const qie_progress *p) {
 void cli_progress(const qie_progress *p) {
     if (ui.quiet)
         return;
-    bool denoise = !strcmp(p->stage, "denoise");
+    bool counts = !strcmp(p->stage, "denoise") || !strcmp(p->stage, "queue");
     bool new_stage = strcmp(ui.stage, p->stage) != 0 || ui.i_image != p->i_image;
     bool new_step = new_stage || ui.step != p->step;
     double now = qie_now_s();
     if (ui.terminal && !ui.json
-            ? !(new_stage || (denoise && new_step) || now - ui.drawn_at >= REDRAW_S)
-            : !(new_stage || (denoise && new_step)))
+            ? !(new_stage || (counts && new_step) || now - ui.drawn_at >= REDRAW_S)
+            : !(new_stage || (counts && new_step)))
         return;
     snprintf(ui.stage, sizeof ui.stage, "%s", p->stage);
     ui.i_image = p->i_image;

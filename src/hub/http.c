@@ -363,6 +363,8 @@ static void transfer_free(transfer *t) {
     free((void *)(uintptr_t)t->req.url);
     free((void *)(uintptr_t)t->req.token);
     free((void *)(uintptr_t)t->req.token_origin);
+    free((void *)(uintptr_t)t->req.content_type);
+    free((void *)(uintptr_t)t->req.header);
     free(t);
 }
 
@@ -401,7 +403,7 @@ static bool headers_complete(transfer *t) {
     if (t->reply.status >= 100 && t->reply.status < 200)
         return true; /* the real answer follows */
     t->headers_done = true;
-    if (is_redirect(&t->reply)) {
+    if (is_redirect(&t->reply) && !t->req.post) {
         char next[QIE_HTTP_URL_MAX];
         t->redirecting = !(t->req.stop_at_redirect && t->req.token_origin &&
                            resolve_url(t->reply.url, t->reply.location, next, sizeof next) &&
@@ -494,7 +496,19 @@ static qie_status prepare(transfer *t, qie_error *err) {
     curl_easy_setopt(c, CURLOPT_URL, url);
     curl_easy_setopt(c, CURLOPT_OPENSOCKETFUNCTION, open_socket);
     curl_easy_setopt(c, CURLOPT_PRIVATE, t);
-    curl_easy_setopt(c, CURLOPT_NOBODY, t->req.head ? 1L : 0L);
+    if (t->req.head)
+        curl_easy_setopt(c, CURLOPT_NOBODY, 1L);
+    if (t->req.header)
+        QIE_TRY(add_header(t, t->req.header, err));
+    if (t->req.post) {
+        char line[256] = "Content-Type:"; /* without a value: none is sent */
+        if (t->req.content_type)
+            snprintf(line, sizeof line, "Content-Type: %.200s", t->req.content_type);
+        QIE_TRY(add_header(t, line, err));
+        curl_easy_setopt(c, CURLOPT_POST, 1L);
+        curl_easy_setopt(c, CURLOPT_POSTFIELDS, t->req.body ? t->req.body : "");
+        curl_easy_setopt(c, CURLOPT_POSTFIELDSIZE_LARGE, (curl_off_t)t->req.n_body);
+    }
     curl_easy_setopt(c, CURLOPT_HTTPHEADER, t->headers);
     curl_easy_setopt(c, CURLOPT_FOLLOWLOCATION, 0L);
     curl_easy_setopt(c, CURLOPT_PROTOCOLS_STR, "http,https");
@@ -506,8 +520,10 @@ static qie_status prepare(transfer *t, qie_error *err) {
     curl_easy_setopt(c, CURLOPT_QUICK_EXIT, 1L); /* do not wait for a name server that is silent */
     curl_easy_setopt(c, CURLOPT_TCP_KEEPALIVE, 1L);
     curl_easy_setopt(c, CURLOPT_CONNECTTIMEOUT, (long)o->connect_timeout_s);
-    curl_easy_setopt(c, CURLOPT_LOW_SPEED_LIMIT, QIE_HTTP_STALL_BYTES);
-    curl_easy_setopt(c, CURLOPT_LOW_SPEED_TIME, (long)o->stall_timeout_s);
+    if (!t->req.may_be_silent) {
+        curl_easy_setopt(c, CURLOPT_LOW_SPEED_LIMIT, QIE_HTTP_STALL_BYTES);
+        curl_easy_setopt(c, CURLOPT_LOW_SPEED_TIME, (long)o->stall_timeout_s);
+    }
     curl_easy_setopt(c, CURLOPT_BUFFERSIZE, o->buffer_bytes);
     curl_easy_setopt(c, CURLOPT_ERRORBUFFER, t->error);
     curl_easy_setopt(c, CURLOPT_HEADERFUNCTION, on_header);
@@ -554,6 +570,8 @@ qie_status qie_http_start(qie_http *h, const qie_http_request *request, qie_erro
     t->req.url = strdup(request->url);
     t->req.token = request->token ? strdup(request->token) : NULL;
     t->req.token_origin = request->token_origin ? strdup(request->token_origin) : NULL;
+    t->req.content_type = request->content_type ? strdup(request->content_type) : NULL;
+    t->req.header = request->header ? strdup(request->header) : NULL;
     t->easy = h->n_spare ? h->spare[--h->n_spare] : curl_easy_init();
     qie_http_reply_clear(&t->reply);
     snprintf(t->reply.url, sizeof t->reply.url, "%s", request->url);
@@ -565,7 +583,8 @@ qie_status qie_http_start(qie_http *h, const qie_http_request *request, qie_erro
     t->req.address = NULL; /* kept in connect_to */
     qie_status st = QIE_OK;
     if (!t->req.url || !t->easy || (request->address && !t->connect_to) ||
-        (request->token && !t->req.token) || (request->token_origin && !t->req.token_origin))
+        (request->token && !t->req.token) || (request->token_origin && !t->req.token_origin) ||
+        (request->content_type && !t->req.content_type) || (request->header && !t->req.header))
         st = qie_fail(err, QIE_E_NO_MEMORY, NULL, "out of memory");
     if (st == QIE_OK)
         st = prepare(t, err);

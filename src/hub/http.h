@@ -68,7 +68,13 @@ typedef struct qie_http_options {
 qie_http_options qie_http_options_default(void);
 
 typedef struct qie_http_request {
-    bool head; /* HEAD instead of GET */
+    bool head;        /* HEAD instead of GET */
+    bool post;        /* POST instead of GET; a redirect is then the answer and is not followed */
+    const void *body; /* of a POST; borrowed until the end of the transfer; NULL: empty */
+    size_t n_body;
+    const char *content_type; /* of that body; NULL: none said */
+    const char *header;       /* one more line, "Name: value"; NULL: none */
+    bool may_be_silent;       /* no stall limit: the answer is a stream of events */
     const char *url;
     const char *token;        /* NULL: none */
     const char *token_origin; /* URL whose scheme, host and port may see the token */

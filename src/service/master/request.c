@@ -411,6 +411,8 @@ static qie_status set_own(parser *p, const char *name, const value *v, bool *kno
     }
     if (!strcmp(name, "output_path"))
         return set_path(p, v);
+    if (!strcmp(name, "dry_run"))
+        return get_bool(p, name, v, &r->dry_run);
     if (!strcmp(name, "preview")) {
         QIE_TRY(get_bool(p, name, v, &on));
         r->params.preview_px = on ? PREVIEW_PX : 0;

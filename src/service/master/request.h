@@ -32,6 +32,7 @@ typedef struct svc_request {
     svc_params params;
     char *prompt, *negative, *idempotency_key, *output_path; /* owned */
     bool seed_named, as_path, as_url, stream;
+    bool dry_run; /* answer with the plan: no job is made */
     int partial_images;
     int priority;
     svc_source pictures[SVC_MAX_PICTURES];

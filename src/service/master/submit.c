@@ -626,7 +626,8 @@ static void store_pictures(svc_task *t) {
 }
 
 /* R17: what the worker would refuse for its size is refused before it waits in the queue. */
-static qie_status check_plan(const submission *s, qie_error *err) {
+static qie_status check_plan(const submission *s, qie_size_plan *sizes, qie_memory_plan *plan,
+                             qie_error *err) {
     const svc_model_info *model = &s->master->model;
     const svc_params *p = &s->request.params;
     qie_size_request r = {.n_images = (int)s->request.n_pictures,
@@ -637,46 +638,83 @@ static qie_status check_plan(const submission *s, qie_error *err) {
                                                       : model->max_side,
                           .ref_area = p->ref_area ? p->ref_area : model->ref_area,
                           .keep_size = p->keep_size < 0 ? model->keep_size : p->keep_size};
-    qie_size_plan sizes;
-    qie_memory_plan plan;
     for (int i = 0; i < r.n_images; i++)
         r.images[i] = (qie_size){s->widths[i], s->heights[i]};
-    QIE_TRY(qie_size_plan_make(&model->config, &r, &sizes, err));
+    QIE_TRY(qie_size_plan_make(&model->config, &r, sizes, err));
     double cfg = p->true_cfg_scale < 0 ? model->true_cfg_scale : p->true_cfg_scale;
     int64_t text =
         64 + (int64_t)strlen(s->request.prompt) / 8; /* a lower bound: the worker counts */
-    qie_memory_request q = {.model = &model->config,
-                            .sizes = &sizes,
-                            .act = (qie_dtype)model->act_dtype,
-                            .n_passes = cfg > 1 ? 2 : 1,
-                            .n_ids = {text + sizes.n_vision_tokens, text + sizes.n_vision_tokens},
-                            .n_text = {text + sizes.n_vision_tokens, text + sizes.n_vision_tokens},
-                            .n_steps = p->num_inference_steps ? p->num_inference_steps
-                                                              : model->num_inference_steps,
-                            .n_outputs = p->num_images,
-                            .preview_px = p->preview_px,
-                            .limit_bytes = qie_memory_total()};
+    qie_memory_request q = {
+        .model = &model->config,
+        .sizes = sizes,
+        .act = (qie_dtype)model->act_dtype,
+        .n_passes = cfg > 1 ? 2 : 1,
+        .n_ids = {text + sizes->n_vision_tokens, text + sizes->n_vision_tokens},
+        .n_text = {text + sizes->n_vision_tokens, text + sizes->n_vision_tokens},
+        .n_steps = p->num_inference_steps ? p->num_inference_steps : model->num_inference_steps,
+        .n_outputs = p->num_images,
+        .preview_px = p->preview_px,
+        .limit_bytes = qie_memory_total()};
     int64_t total = qie_memory_total();
-    QIE_FAIL_IF(!qie_memory_plan_make(&q, &plan) || (total > 0 && plan.total > total),
+    QIE_FAIL_IF(!qie_memory_plan_make(&q, plan) || (total > 0 && plan->total > total),
                 QIE_E_TOO_LARGE, err, "image",
                 "this edit needs %lld MB of working memory, the machine has %lld MB in all",
-                (long long)(plan.total >> 20), (long long)(total >> 20));
+                (long long)(plan->total >> 20), (long long)(total >> 20));
     return QIE_OK;
+}
+
+/* What the edit would be, without one: sizes, passes, memory, place in the queue. */
+static void reply_plan(submission *s, const qie_size_plan *sizes, const qie_memory_plan *plan) {
+    const svc_master *m = s->master;
+    const svc_params *p = &s->request.params;
+    double cfg = p->true_cfg_scale < 0 ? m->model.true_cfg_scale : p->true_cfg_scale;
+    qie_json *o = qie_json_new_object();
+    qie_json_put(o, "dry_run", qie_json_new_bool(true));
+    qie_json_put(o, "model", qie_json_new_string(m->model.name));
+    qie_json_put(o, "precision", qie_json_new_string(m->model.precision));
+    qie_json_put(o, "width", qie_json_new_int(sizes->generated.w));
+    qie_json_put(o, "height", qie_json_new_int(sizes->generated.h));
+    qie_json_put(o, "output_width", qie_json_new_int(sizes->output.w));
+    qie_json_put(o, "output_height", qie_json_new_int(sizes->output.h));
+    qie_json_put(o, "target_tokens", qie_json_new_int(sizes->n_target));
+    qie_json_put(o, "reference_tokens", qie_json_new_int(sizes->n_reference));
+    qie_json_put(o, "num_inference_steps",
+                 qie_json_new_int(p->num_inference_steps ? p->num_inference_steps
+                                                         : m->model.num_inference_steps));
+    qie_json_put(o, "true_cfg_scale", qie_json_new_double(cfg));
+    qie_json_put(o, "cfg", qie_json_new_bool(cfg > 1));
+    qie_json_put(o, "working_bytes", qie_json_new_int(plan->total));
+    qie_json_put(o, "queue_position", qie_json_new_int(m->n_queued));
+    s->call->on_gone = NULL;
+    svc_reply_json(s->call, 200, o);
+    s->call = NULL;
+    release(s);
 }
 
 static void admit(submission *s) {
     svc_master *m = s->master;
     qie_error e;
     qie_status st = QIE_OK;
+    qie_size_plan sizes;
+    qie_memory_plan plan;
     bool repeated = s->keyed && svc_job_find_key(m, s->client, s->request.idempotency_key);
     if (m->stopping)
         st = qie_fail(&e, QIE_E_UNAVAILABLE, NULL, "the service is stopping");
     else if (!repeated)
         st = svc_jobs_admit(m, s->client, &e);
     if (st == QIE_OK && m->has_model)
-        st = check_plan(s, &e);
+        st = check_plan(s, &sizes, &plan, &e);
+    else if (st == QIE_OK && s->request.dry_run)
+        st = qie_fail(&e, QIE_E_UNAVAILABLE, NULL, "the model is loading: nothing can be planned");
     if (st != QIE_OK) {
         refuse(s, &e, 0);
+        return;
+    }
+    if (s->request.dry_run) {
+        if (s->call)
+            reply_plan(s, &sizes, &plan);
+        else
+            release(s);
         return;
     }
     m->n_reserved++;

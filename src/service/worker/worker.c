@@ -41,7 +41,7 @@ typedef struct worker {
     int job_fd;
     /* of the running job, computing thread only */
     double last_beat, block_s;
-    int last_step;
+    int last_step, last_image;
     char last_stage[24];
 } worker;
 
@@ -163,7 +163,8 @@ static void send_preview(worker *w, const qie_progress *p) {
 static void on_progress(void *arg, const qie_progress *p) {
     worker *w = arg;
     double now = qie_now_s();
-    bool news = strcmp(w->last_stage, p->stage) || p->step != w->last_step;
+    bool news =
+        strcmp(w->last_stage, p->stage) || p->step != w->last_step || p->i_image != w->last_image;
     crash_step = p->step;
     if (!news && now - w->last_beat < BEAT_EVERY_S)
         return;
@@ -172,6 +173,7 @@ static void on_progress(void *arg, const qie_progress *p) {
         w->block_s = now - w->last_beat;
     w->last_beat = now;
     w->last_step = p->step;
+    w->last_image = p->i_image;
     snprintf(w->last_stage, sizeof w->last_stage, "%s", p->stage);
     snprintf(crash_stage, sizeof crash_stage, "%s", p->stage);
     svc_message m;
