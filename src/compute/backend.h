@@ -91,7 +91,8 @@ typedef struct qie_linear_args {
     /* Added to x W^T before act: the sum over these of scale * (x down^T) up^T. */
     const qie_lowrank *lowrank;
     size_t n_lowrank;
-    qie_act act; /* applied to x W^T + bias, before store */
+    float *lowrank_room; /* m x the sum of their ranks, the caller's: for x down^T */
+    qie_act act;         /* applied to x W^T + bias, before store */
     qie_store store;
     const float *gate[2]; /* [n] each; GATED_ADD only */
     int64_t split;

@@ -5,6 +5,7 @@
 #define QIE_COMPUTE_CPU_CPU_STATE_H
 
 #include "compute/cpu/kernels.h"
+#include "compute/cpu/lowrank.h"
 
 enum {
     QIE_TASK_COLS =
@@ -61,6 +62,15 @@ size_t qie_cpu_attention_bytes(int max_head_dim);
 size_t qie_cpu_conv_bytes(int64_t max_conv_k, int64_t max_conv_n);
 
 void qie_cpu_linear(qie_compute *c, const qie_linear_args *a);
+/* Low-rank terms, see lowrank.c. Rows [m0, m0 + m) and columns [n0, n0 + n <= QIE_TASK_COLS) of
+ * them to sums (ld floats apart, panels as qie_panels_make pads them), which the layer's own
+ * product is then added to. The blocks hold QIE_A_BYTES and QIE_B_BYTES. */
+void qie_cpu_lowrank_begin(const qie_compute *c, const qie_linear_args *a, unsigned char *block_a,
+                           unsigned char *block_b, int64_t m0, int64_t m, int64_t n0, int64_t n,
+                           float *sums, int64_t ld);
+/* For few rows: all of them, columns [n0, n0 + n), added to sums. */
+void qie_cpu_lowrank_dots(const qie_compute *c, const qie_linear_args *a, int64_t n0, int64_t n,
+                          float *sums, int64_t ld);
 void qie_cpu_conv2d(qie_compute *c, const qie_conv2d_args *a);
 void qie_cpu_attention(qie_compute *c, const qie_attention_args *a);
 /* rms_norm, layer_norm, qk_norm_rope, channel_norm, embed, convert, cfg_combine */

@@ -94,6 +94,8 @@ static void linear_task(void *arg, size_t index, int i_thread) {
     int64_t x_size = (int64_t)qie_dtype_size(a->x.dtype),
             w_size = (int64_t)qie_dtype_size(a->w.dtype);
     size_t x_step = (size_t)(a->x.ld * x_size);
+    if (a->n_lowrank)
+        qie_cpu_lowrank_begin(job->c, a, block_a, block_b, m0, m, n0, n, sums, panels.cols);
     for (int64_t k0 = 0; k0 < k_all; k0 += block) {
         int64_t k = k_all - k0 < block ? k_all - k0 : block, steps = qie_ceil_div(k, g->unit);
         int64_t next_k = k_all - k0 - k < block ? k_all - k0 - k : block;
@@ -113,7 +115,7 @@ static void linear_task(void *arg, size_t index, int i_thread) {
                          t * panels.n + p, n_tiles * panels.n);
                 g->tile[QIE_A_ROWS][panels.vectors[p] - 1][rows](
                     steps, block_a, 0, block_b + panels.col[p] * steps * 4, c + panels.col[p],
-                    panels.cols, NULL, k0 > 0);
+                    panels.cols, NULL, k0 > 0 || a->n_lowrank);
             }
             if (k0 + k == k_all)
                 finish_rows(job, a->bias.data ? bias : NULL, c, panels.cols, m0 + r0, rows, n0, n);
@@ -135,6 +137,8 @@ static void small_task(void *arg, size_t index, int i_thread) {
             job->g->dots(mat_at(&a->x, r, 0), a->x.dtype, a->x.ld,
                          a->x.rows - r < 4 ? a->x.rows - r : 4, weight_at(&a->w, n0 + j, 0),
                          a->w.dtype, n - j < 4 ? n - j : 4, a->w.k, &sums[r][j], SMALL_COLS);
+    if (a->n_lowrank)
+        qie_cpu_lowrank_dots(job->c, a, n0, n, sums[0], SMALL_COLS);
     finish_rows(job, a->bias.data ? bias : NULL, sums[0], SMALL_COLS, 0, a->x.rows, n0, n);
 }
 
@@ -143,6 +147,8 @@ void qie_cpu_linear(qie_compute *c, const qie_linear_args *a) {
     int64_t m = a->x.rows, n = a->w.n, macs = m * n * a->w.k;
     if (m <= 0 || n <= 0)
         return;
+    if (a->n_lowrank)
+        qie_lowrank_project(c, a);
     linear_job job = {.c = c, .a = a, .g = qie_cpu_gemm(c, a->x.dtype)};
     int n_threads = macs < SERIAL_MACS ? 1 : c->n_threads;
     if (m <= SMALL_M) {

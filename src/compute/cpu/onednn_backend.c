@@ -12,6 +12,7 @@
 
 #include "base/error.h"
 #include "base/parallel.h"
+#include "compute/cpu/lowrank.h"
 #include "compute/cpu/ref.h"
 
 enum {
@@ -137,6 +138,25 @@ typedef struct linear_job {
     int64_t n_row_tasks;
 } linear_job;
 
+/* Low-rank terms of a tile; `room` holds COLS floats at least. */
+static void add_lowrank(const qie_linear_args *a, float *room, int64_t m0, int64_t m, int64_t n0,
+                        int64_t n, float *sums) {
+    int64_t total = qie_lowrank_total(a), at = 0;
+    for (size_t l = 0; l < a->n_lowrank; l++) {
+        const qie_wmat *up = &a->lowrank[l].up;
+        for (int64_t k = 0; k < up->k; k++) {
+            for (int64_t i = 0; i < n; i++)
+                room[i] = qie_ref_load(up->data, up->dtype, (n0 + i) * up->k + k);
+            for (int64_t r = 0; r < m; r++) {
+                float t = a->lowrank_room[(m0 + r) * total + at + k];
+                for (int64_t i = 0; i < n; i++)
+                    sums[r * n + i] += t * room[i];
+            }
+        }
+        at += up->k;
+    }
+}
+
 static void linear_task(void *arg, size_t index, int i_thread) {
     const linear_job *job = arg;
     const qie_linear_args *a = job->a;
@@ -157,6 +177,8 @@ static void linear_task(void *arg, size_t index, int i_thread) {
     kernel_run(&job->kernels[m < ROWS][n < COLS], s,
                (unsigned char *)a->x.data + (size_t)(m0 * a->x.ld) * qie_dtype_size(a->x.dtype),
                (void *)w, sums, scratch + s->input_bytes + s->sums_bytes);
+    if (a->n_lowrank)
+        add_lowrank(a, (float *)(void *)scratch, m0, m, n0, n, sums);
     for (int64_t r = m0; r < m0 + m; r++)
         for (int64_t i = 0; i < n; i++) {
             float y = sums[(r - m0) * n + i];
@@ -203,6 +225,8 @@ static void plain(qie_compute *c, const qie_linear_args *linear, const qie_conv2
 static void onednn_linear(qie_compute *c, const qie_linear_args *a) {
     linear_job job = {.c = c, .s = c->state, .a = a, .n_row_tasks = (a->x.rows + ROWS - 1) / ROWS};
     int64_t n_col_tasks = (a->w.n + COLS - 1) / COLS;
+    if (a->n_lowrank && a->x.rows > 0)
+        qie_lowrank_project(c, a);
     int before = one_thread_begin();
     bool ok = a->x.rows > 0;
     for (int i = 0; i < 4 && ok; i++) {

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "base/parallel.h"
+#include "compute/cpu/lowrank.h"
 
 float qie_ref_load(const void *data, qie_dtype dtype, int64_t i) {
     float v = 0;
@@ -40,6 +41,19 @@ static float store_value(qie_store store, float old, float y, float gate) {
     return y;
 }
 
+/* Column n of the low-rank terms of row r; the room holds x down^T. */
+static double lowrank_sum(const qie_linear_args *a, int64_t r, int64_t n) {
+    double sum = 0;
+    const float *t = a->lowrank_room + r * qie_lowrank_total(a);
+    for (size_t i = 0; i < a->n_lowrank; i++) {
+        const qie_wmat *up = &a->lowrank[i].up;
+        for (int64_t k = 0; k < up->k; k++)
+            sum += (double)t[k] * (double)qie_ref_load(up->data, up->dtype, n * up->k + k);
+        t += up->k;
+    }
+    return sum;
+}
+
 static void linear_row(void *arg, size_t row, int i_thread) {
     (void)i_thread;
     const qie_linear_args *a = arg;
@@ -50,6 +64,8 @@ static void linear_row(void *arg, size_t row, int i_thread) {
         for (int64_t i = 0; i < k; i++)
             sum += (double)qie_ref_load(a->x.data, a->x.dtype, r * a->x.ld + i) *
                    (double)qie_ref_load(a->w.data, a->w.dtype, n * k + i);
+        if (a->n_lowrank)
+            sum += lowrank_sum(a, r, n);
         float y = (float)sum;
         if (a->bias.data)
             y += qie_ref_load(a->bias.data, a->bias.dtype, n);
@@ -64,6 +80,8 @@ static void linear_row(void *arg, size_t row, int i_thread) {
 static void ref_linear(qie_compute *c, const qie_linear_args *a) {
     assert(a->x.cols == a->w.k && a->dst.cols == a->w.n && a->x.rows == a->dst.rows);
     qie_linear_args copy = *a;
+    if (a->n_lowrank)
+        qie_lowrank_project(c, a);
     qie_parallel_for(c->n_threads, (size_t)a->x.rows, linear_row, &copy);
 }
 
