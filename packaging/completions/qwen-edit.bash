@@ -2,7 +2,7 @@
 _qwen_edit() {
     local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD-1]} words=
     if [ "$COMP_CWORD" -eq 1 ]; then
-        words="edit serve worker info pull verify doctor list rm prune help --help --version"
+        words="edit serve worker info pull verify doctor list rm prune bench help --help --version"
     else
         case $prev in
         --image|-i) COMPREPLY=($(compgen -f -- "$cur")); return ;;
@@ -60,6 +60,9 @@ _qwen_edit() {
         --allow-url-cidr) words=""; COMPREPLY=($(compgen -W "$words" -- "$cur")); return ;;
         --log-format) words="text json"; COMPREPLY=($(compgen -W "$words" -- "$cur")); return ;;
         --worker-program) COMPREPLY=($(compgen -f -- "$cur")); return ;;
+        --repeats) words=""; COMPREPLY=($(compgen -W "$words" -- "$cur")); return ;;
+        --references) words=""; COMPREPLY=($(compgen -W "$words" -- "$cur")); return ;;
+        --only) words=""; COMPREPLY=($(compgen -W "$words" -- "$cur")); return ;;
         --config) COMPREPLY=($(compgen -f -- "$cur")); return ;;
         --completions) words="bash zsh"; COMPREPLY=($(compgen -W "$words" -- "$cur")); return ;;
         --backend) words="cpu ref onednn"; COMPREPLY=($(compgen -W "$words" -- "$cur")); return ;;
@@ -78,7 +81,8 @@ _qwen_edit() {
         list) words=" --cache-dir --json --help --version" ;;
         rm) words=" --dry-run --revision --cache-dir --yes --quiet --json --help --version" ;;
         prune) words=" --dry-run --cache-dir --detached --quiet --json --help --version" ;;
-        help) words="edit serve worker info pull verify doctor list rm prune help  --help --version --man --completions" ;;
+        bench) words=" --image --prompt --negative --steps --true-cfg-scale --max-side --width --height --ref-area --model --precision --threads --nice --memory-limit --repeats --references --only --cold --no-ops --no-roof --quiet --json --config --help --version --backend" ;;
+        help) words="edit serve worker info pull verify doctor list rm prune bench help  --help --version --man --completions" ;;
         esac
     fi
     case $cur in

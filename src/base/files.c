@@ -1,8 +1,11 @@
 #define _GNU_SOURCE
 #include "base/files.h"
 
+#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 #include "base/error.h"
 #include "base/fs.h"
@@ -136,4 +139,37 @@ fail:
     free(e);
     free(path);
     return st;
+}
+
+void qie_files_drop_pages(const qie_files *f) {
+    for (const entry *e = f->mapped; e; e = e->next) {
+        if (!e->map.data)
+            continue;
+        char *path = qie_path_join(f->label, e->name);
+        int fd = path ? open(path, O_RDONLY | O_CLOEXEC) : -1;
+        /* First our own use of the pages: the cache keeps what is mapped somewhere. */
+        (void)madvise((void *)(uintptr_t)e->map.data, e->map.size, MADV_DONTNEED);
+        if (fd >= 0) {
+            (void)posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED);
+            close(fd);
+        }
+        free(path);
+    }
+}
+
+double qie_files_resident_share(const qie_files *f) {
+    enum { PAGES = 4096 }; /* asked about at once */
+    size_t page = (size_t)sysconf(_SC_PAGESIZE), there = 0, all = 0;
+    unsigned char seen[PAGES];
+    for (const entry *e = f->mapped; e; e = e->next)
+        for (size_t at = 0; e->map.data && at < e->map.size; at += PAGES * page) {
+            size_t n = e->map.size - at < PAGES * page ? e->map.size - at : PAGES * page;
+            size_t n_pages = (n + page - 1) / page;
+            if (mincore((void *)(uintptr_t)(e->map.data + at), n, seen))
+                continue;
+            for (size_t i = 0; i < n_pages; i++)
+                there += seen[i] & 1;
+            all += n_pages;
+        }
+    return all ? (double)there / (double)all : 1;
 }

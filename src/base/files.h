@@ -34,4 +34,11 @@ bool qie_files_exists(const qie_files *f, const char *name);
 qie_status qie_files_get(qie_files *f, const char *name, const unsigned char **data, size_t *n,
                          qie_error *err);
 
+/* Take the files that are mapped out of memory as far as that needs no rights: our pages are let go
+ * and the page cache is asked to. What another process maps stays. Nothing for files inside the
+ * program. */
+void qie_files_drop_pages(const qie_files *f);
+/* Share (0..1) of the mapped bytes that lie in memory; 1 for files inside the program. */
+double qie_files_resident_share(const qie_files *f);
+
 #endif

@@ -7,6 +7,7 @@
 #include "qie/error.h"
 
 qie_status cli_run_edit(cli_values *values, qie_error *err);
+qie_status cli_run_bench(cli_values *values, qie_error *err);
 qie_status cli_run_serve(cli_values *values, qie_error *err);
 qie_status cli_run_worker(cli_values *values, qie_error *err);
 qie_status cli_run_info(cli_values *values, qie_error *err);

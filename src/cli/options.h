@@ -81,6 +81,12 @@ typedef enum cli_option_id {
     OPT_REJECT_WHILE_LOADING,
     OPT_LOG_FORMAT,
     OPT_WORKER_PROGRAM,
+    OPT_REPEATS,
+    OPT_REFERENCES,
+    OPT_ONLY,
+    OPT_COLD,
+    OPT_NO_OPS,
+    OPT_NO_ROOF,
     OPT_QUIET,
     OPT_VERBOSE,
     OPT_JSON,
@@ -108,6 +114,7 @@ typedef enum cli_group {
     GROUP_EDIT = 0,
     GROUP_HUB,
     GROUP_SERVICE,
+    GROUP_BENCH,
     GROUP_SIZE,
     GROUP_OUTPUT,
     GROUP_MACHINE,
@@ -125,13 +132,16 @@ typedef enum cli_group {
 #define CMD_LIST (1u << 6)
 #define CMD_RM (1u << 7)
 #define CMD_PRUNE (1u << 8)
+#define CMD_BENCH (1u << 9)
 #define CMD_SERVE (1u << 16)
 #define CMD_WORKER (1u << 17)
 #define CMD_SERVICE (CMD_SERVE | CMD_WORKER)
 #define CMD_CACHE (CMD_LIST | CMD_RM | CMD_PRUNE)
-#define CMD_EVENTS (CMD_EDIT | CMD_PULL | CMD_VERIFY) /* long work: progress, several threads */
-#define CMD_ALL \
-    (CMD_SERVICE | CMD_EDIT | CMD_INFO | CMD_HELP | CMD_PULL | CMD_VERIFY | CMD_DOCTOR | CMD_CACHE)
+#define CMD_EVENTS \
+    (CMD_EDIT | CMD_PULL | CMD_VERIFY | CMD_BENCH) /* long work: progress, several threads */
+#define CMD_ALL                                                                          \
+    (CMD_SERVICE | CMD_EDIT | CMD_INFO | CMD_HELP | CMD_PULL | CMD_VERIFY | CMD_DOCTOR | \
+     CMD_CACHE | CMD_BENCH)
 
 #define CLI_REPEAT (1u << 0)    /* may be given more than once; all values count */
 #define CLI_IN_CONFIG (1u << 1) /* may stand in the config file, under its name */

@@ -184,7 +184,8 @@ struct qie_compute {
     bool bf16_native;       /* bf16 products in hardware */
     unsigned char *scratch; /* 64-byte aligned; divided by the operations as they like */
     size_t scratch_bytes;
-    void *state; /* of the back end (primitive caches); freed by release_state */
+    struct qie_op_record *record; /* NULL but while calls are noted, see op_record.h */
+    void *state;                  /* of the back end (primitive caches); freed by release_state */
     void (*release_state)(void *state);
 };
 

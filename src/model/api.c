@@ -10,6 +10,7 @@
 #include "base/log.h"
 #include "base/parallel.h"
 #include "base/rng.h"
+#include "model/bench.h"
 #include "model/pipeline.h"
 #include "qie/edit.h"
 
@@ -208,6 +209,31 @@ qie_status qie_engine_plan(qie_engine *e, const qie_edit_options *options, bool 
         }
         if (e->arena)
             rest_arena(e);
+    }
+    qie_prepared_release(&p);
+    return st;
+}
+
+qie_status qie_engine_bench(qie_engine *e, const qie_edit_options *edit,
+                            const qie_bench_options *options, qie_bench_result *out,
+                            qie_error *err) {
+    qie_prepared p;
+    memset(out, 0, sizeof *out);
+    QIE_FAIL_IF(options->repeats < 1 || options->repeats > QIE_BENCH_MAX_REPEATS, QIE_E_INVALID,
+                err, "repeats", "repeats is %d, not within 1..%d", options->repeats,
+                QIE_BENCH_MAX_REPEATS);
+    int64_t limit = limit_of(e);
+    qie_status st = qie_prepare(&e->model, edit, e->act, limit, &p, err);
+    if (st == QIE_OK)
+        st = need_arena(e, p.memory.total, err);
+    if (st == QIE_OK) {
+        qie_run run = run_of(e, e->act, NULL);
+        st = qie_bench_run(&e->model, &run, &p, options, out, err);
+        rest_arena(e);
+    }
+    if (st == QIE_OK) {
+        qie_prepared_describe(&e->model, &p, &out->plan);
+        out->plan.available_bytes = limit;
     }
     qie_prepared_release(&p);
     return st;

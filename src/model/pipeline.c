@@ -14,6 +14,7 @@
 #include "image/resample.h"
 #include "model/latents.h"
 #include "model/scheduler.h"
+#include "qie/bench.h"
 
 /* State of one running edit. */
 typedef struct edit {
@@ -554,4 +555,122 @@ qie_status qie_pipeline_probe(qie_model *m, const qie_run *run, qie_prepared *p,
            sizeof(float) * (size_t)(p->sizes.n_reference * m->config.transformer.in_channels));
     QIE_TRY(make_denoiser(&e, &d, err));
     return qie_denoiser_probe(d, &e.run, seconds_per_block, err);
+}
+
+/* ---- stages on their own */
+
+/* When each block, layer and VAE level began. */
+typedef struct beats {
+    int n;
+    double at[4096];
+} beats;
+
+static void note_beat(void *arg) {
+    beats *b = arg;
+    if (b->n < (int)(sizeof b->at / sizeof *b->at))
+        b->at[b->n++] = qie_now_s();
+}
+
+/* n layers began at beats from .. from + n - 1 in each of `passes` rounds; the last one ended at
+ * `end`. One more would have cost the mean of those whose end is known: the last one may do less.
+ */
+static void count_layers(const beats *b, int from, int n, int passes, double end, int i,
+                         qie_stage_timing *t) {
+    if (n < 1 || from + n * passes > b->n)
+        return;
+    t->layers[i].n = n;
+    t->layers[i].seconds = end - b->at[from];
+    for (int p = 0; p < passes; p++) {
+        const double *at = b->at + from + p * n;
+        t->layers[i].layer_s +=
+            n > 1 ? (at[n - 1] - at[0]) / (n - 1) : (p + 1 < passes ? at[1] : end) - at[0];
+    }
+}
+
+static void divide_time(const edit *e, int stage, const beats *b, double end, qie_stage_timing *t) {
+    const qie_model_config *c = &e->m->config;
+    int first = e->p->sizes.n_images, depth = c->vision.depth, language = first + depth;
+    if (stage == QIE_BENCH_TEXT) {
+        count_layers(b, first, depth, 1, language < b->n ? b->at[language] : end, 0, t);
+        count_layers(b, language, c->text.num_hidden_layers, e->p->n_passes, end, 1, t);
+    } else if (stage == QIE_BENCH_MODULATION || stage == QIE_BENCH_FORWARD)
+        count_layers(b, 0, c->transformer.num_layers, 1, end, 0, t);
+}
+
+static void make_up_inputs(edit *e) {
+    qie_rng rng;
+    qie_rng_seed(&rng, 0);
+    for (int i = 0; i < e->p->n_passes; i++)
+        qie_rng_normal(&rng, e->prompt_embeds[i],
+                       (size_t)(e->p->n_text[i] * e->m->config.text.hidden_size), false);
+    int64_t ch = e->m->config.transformer.in_channels;
+    qie_rng_normal(&rng, e->image_latents, (size_t)(e->p->sizes.n_reference * ch), false);
+    for (int i = 0; i < e->p->options.num_images; i++)
+        qie_rng_normal(&rng, e->latents[i], (size_t)(e->p->sizes.n_target * ch), false);
+}
+
+static qie_status time_stage(edit *e, int stage, beats *b, qie_stage_timing *t, qie_error *err) {
+    qie_denoiser *d = NULL;
+    qie_image *image = NULL;
+    bool non_finite;
+    qie_status st = QIE_OK;
+    if (stage == QIE_BENCH_MODULATION || stage == QIE_BENCH_FORWARD)
+        QIE_TRY(make_denoiser(e, &d, err));
+    if (stage == QIE_BENCH_FORWARD)
+        QIE_TRY(qie_denoiser_modulate(d, &e->run, 0, err));
+    if (t->before)
+        t->before(t->arg);
+    b->n = 0;
+    double from = qie_now_s();
+    if (stage == QIE_BENCH_TEXT)
+        st = text_stage(e, err);
+    else if (stage == QIE_BENCH_VAE_ENCODE)
+        st = reference_stage(e, err);
+    else if (stage == QIE_BENCH_MODULATION)
+        st = qie_denoiser_modulate(d, &e->run, 0, err);
+    else if (stage == QIE_BENCH_FORWARD)
+        st = qie_denoiser_forward(d, &e->run, 0, 0, e->latents[0], e->velocity[0], err);
+    else
+        st = decode_image(e, e->latents[0], &image, &non_finite, err);
+    double end = qie_now_s();
+    if (t->after)
+        t->after(t->arg);
+    t->seconds = end - from;
+    divide_time(e, stage, b, end, t);
+    qie_image_destroy(image);
+    return st;
+}
+
+static qie_status time_edit(qie_model *m, const qie_run *run, qie_prepared *p, qie_stage_timing *t,
+                            qie_error *err) {
+    qie_edit_result result;
+    bool non_finite;
+    if (t->before)
+        t->before(t->arg);
+    QIE_TRY(qie_pipeline_run(m, run, p, &result, &non_finite, err));
+    if (t->after)
+        t->after(t->arg);
+    t->seconds = result.total_s;
+    qie_edit_result_release(&result);
+    return QIE_OK;
+}
+
+qie_status qie_pipeline_time_stage(qie_model *m, const qie_run *run, qie_prepared *p, int stage,
+                                   qie_stage_timing *t, qie_error *err) {
+    edit e;
+    t->seconds = 0;
+    memset(t->layers, 0, sizeof t->layers);
+    qie_arena_release(run->arena, 0);
+    if (stage == QIE_BENCH_EDIT)
+        return time_edit(m, run, p, t, err);
+    QIE_TRY(begin(&e, m, run, p, err));
+    beats *b = malloc(sizeof *b);
+    QIE_FAIL_IF(!b, QIE_E_NO_MEMORY, err, NULL, "out of memory");
+    b->n = 0;
+    e.run.beat = note_beat;
+    e.run.beat_arg = b;
+    make_up_inputs(&e);
+    qie_status st = time_stage(&e, stage, b, t, err);
+    free(b);
+    return st;
 }

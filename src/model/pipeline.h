@@ -35,6 +35,21 @@ void qie_prepared_describe(const qie_model *m, const qie_prepared *p, qie_edit_p
  * *non_finite is set when the failure was a NaN or infinity in the computed values. */
 qie_status qie_pipeline_run(qie_model *m, const qie_run *run, qie_prepared *p,
                             qie_edit_result *result, bool *non_finite, qie_error *err);
+/* One stage of an edit on its own, timed. */
+typedef struct qie_stage_timing {
+    void (*before)(void *arg); /* just before the time is taken, and just after; may be NULL */
+    void (*after)(void *arg);
+    void *arg;
+    /* out: */
+    double seconds;
+    struct {
+        int n;                   /* layers; 0: none */
+        double seconds, layer_s; /* all of them; one more */
+    } layers[2];                 /* text: vision tower, language model; else the blocks */
+} qie_stage_timing;
+/* stage: a qie_bench_stage_id. Inputs that earlier stages would give are made up. */
+qie_status qie_pipeline_time_stage(qie_model *m, const qie_run *run, qie_prepared *p, int stage,
+                                   qie_stage_timing *t, qie_error *err);
 /* Seconds for one transformer block of this edit's size. */
 qie_status qie_pipeline_probe(qie_model *m, const qie_run *run, qie_prepared *p,
                               double *seconds_per_block, qie_error *err);

@@ -192,6 +192,10 @@ static qie_status modulate_steps(qie_denoiser *d, const qie_run *run, int first,
     return QIE_OK;
 }
 
+qie_status qie_denoiser_modulate(qie_denoiser *d, const qie_run *run, int i_step, qie_error *err) {
+    return modulate_steps(d, run, i_step, err);
+}
+
 static qie_status alloc_f32(const qie_run *run, int64_t n, float **out, qie_error *err) {
     void *p;
     QIE_TRY(qie_run_alloc(run, sizeof(float) * (size_t)n, &p, err));

@@ -40,6 +40,9 @@ qie_status qie_denoiser_create(qie_transformer *t, const qie_run *run,
 qie_status qie_denoiser_forward(qie_denoiser *d, const qie_run *run, int i_step, int i_pass,
                                 const float *latents, float *velocity, qie_error *err);
 
+/* The modulation of the steps from i_step on, which a forward computes when it needs it. */
+qie_status qie_denoiser_modulate(qie_denoiser *d, const qie_run *run, int i_step, qie_error *err);
+
 /* Steps whose modulation is kept at once: bounds the table for any number of steps. */
 #define QIE_MODULATION_STEPS QIE_PLAN_MODULATION_STEPS
 
