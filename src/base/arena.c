@@ -1,6 +1,7 @@
 #define _GNU_SOURCE
 #include "base/arena.h"
 
+#include <stdbool.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <sys/mman.h>
@@ -22,6 +23,7 @@
 struct qie_arena {
     unsigned char *base;
     size_t capacity, mapped, used, peak;
+    bool foreign; /* addresses of a device: never touched here */
 };
 
 size_t qie_arena_rounded(size_t bytes) {
@@ -56,25 +58,35 @@ qie_status qie_arena_create(size_t capacity, qie_arena **out, qie_error *err) {
     return QIE_OK;
 }
 
+qie_status qie_arena_create_over(void *base, size_t capacity, qie_arena **out, qie_error *err) {
+    *out = calloc(1, sizeof **out);
+    QIE_FAIL_IF(!*out, QIE_E_NO_MEMORY, err, NULL, "out of memory");
+    **out = (qie_arena){.base = base, .capacity = capacity, .mapped = capacity, .foreign = true};
+    return QIE_OK;
+}
+
 void qie_arena_destroy(qie_arena *a) {
     if (!a)
         return;
-    UNPOISON(a->base, a->mapped);
-    munmap(a->base, a->mapped);
+    if (!a->foreign) {
+        UNPOISON(a->base, a->mapped);
+        munmap(a->base, a->mapped);
+    }
     free(a);
 }
 
 void *qie_arena_alloc(qie_arena *a, size_t bytes) {
     if (bytes > a->mapped)
         return NULL;
-    size_t n = qie_arena_rounded(bytes ? bytes : 1) + GUARD;
+    size_t n = qie_arena_rounded(bytes ? bytes : 1) + (a->foreign ? 0 : GUARD);
     if (n > a->mapped - a->used)
         return NULL;
     unsigned char *p = a->base + a->used;
     a->used += n;
     if (a->used > a->peak)
         a->peak = a->used;
-    UNPOISON(p, bytes);
+    if (!a->foreign)
+        UNPOISON(p, bytes);
     return p;
 }
 
@@ -84,14 +96,15 @@ size_t qie_arena_mark(const qie_arena *a) {
 
 void qie_arena_release(qie_arena *a, size_t mark) {
     if (mark < a->used) {
-        POISON(a->base + mark, a->used - mark);
+        if (!a->foreign)
+            POISON(a->base + mark, a->used - mark);
         a->used = mark;
     }
 }
 
 void qie_arena_reset(qie_arena *a) {
     qie_arena_release(a, 0);
-    if (a->peak)
+    if (a->peak && !a->foreign)
         madvise(a->base, a->mapped, MADV_DONTNEED);
     a->peak = 0;
 }

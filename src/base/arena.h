@@ -16,6 +16,9 @@ typedef struct qie_arena qie_arena;
 
 /* Reserve `capacity` bytes (rounded up to pages). Errors: QIE_E_NO_MEMORY. */
 qie_status qie_arena_create(size_t capacity, qie_arena **out, qie_error *err);
+/* Over memory of somebody else, which is only divided, never touched: a device's. Errors:
+ * QIE_E_NO_MEMORY. */
+qie_status qie_arena_create_over(void *base, size_t capacity, qie_arena **out, qie_error *err);
 void qie_arena_destroy(qie_arena *a);
 /* 64-byte aligned, not zeroed after a release; NULL when the ceiling is reached. */
 void *qie_arena_alloc(qie_arena *a, size_t bytes);

@@ -8,7 +8,13 @@
  * dtype" of the run); whatever the storage, sums are f32. Residual streams, modulation and the
  * sampler are F32 always. Results do not depend on the number of threads: work is split by output,
  * each output summed in one order. Sizes are the caller's guarantee (asserted in debug builds); no
- * operation can fail on the CPU. */
+ * operation can fail on the CPU.
+ *
+ * A device (a GPU, or several) has memory of its own: there `mem` is set, operations are queued and
+ * return before they are done, and a failure is kept until qie_mem_ops.check asks. Data of
+ * operations lies in the range that mem->reserve gave; weights, biases, ids and segments are host
+ * pointers in every back end, which finds their copies itself. The model reaches all this through
+ * model/run.h. */
 #ifndef QIE_COMPUTE_BACKEND_H
 #define QIE_COMPUTE_BACKEND_H
 
@@ -165,7 +171,69 @@ typedef struct qie_ops {
      * cols] */
     void (*cfg_combine)(qie_compute *c, const float *cond, const float *uncond, float scale,
                         int64_t rows, int64_t cols, float *v);
+    /* y += a * x, one product and one sum each: the sampler's step */
+    void (*axpy)(qie_compute *c, float a, const float *x, float *y, int64_t n);
+    /* True if no value is infinite or NaN; waits for the operations before it. */
+    bool (*all_finite)(qie_compute *c, const float *v, int64_t n);
+    void (*copy)(qie_compute *c, void *dst, const void *src, size_t n_bytes);
 } qie_ops;
+
+/* Weights that are needed together: a block, a layer, the VAE. The unit that a device holds, or
+ * copies in while the one before computes. */
+typedef struct qie_weight_span {
+    const void *data; /* in host memory; mostly in a mapped file */
+    size_t n_bytes;
+} qie_weight_span;
+typedef enum qie_group_kind {
+    QIE_GROUP_TEXT = 0,   /* vision tower and language model: once per prompt */
+    QIE_GROUP_MODULATION, /* of a transformer block: once per edit */
+    QIE_GROUP_BLOCK,      /* the rest of it: at every step and pass */
+    QIE_GROUP_FIXED,      /* small layers around the blocks, wanted on every device */
+    QIE_GROUP_VAE
+} qie_group_kind;
+typedef struct qie_weight_group {
+    qie_group_kind kind;
+    int index; /* of the block or layer */
+    int id;    /* position in the list given to mem->load */
+    size_t n_spans, n_bytes;
+    qie_weight_span *spans;
+} qie_weight_group;
+
+/* Data on a device. */
+typedef struct qie_range {
+    void *data;
+    size_t n_bytes;
+} qie_range;
+
+/* Memory of a device, and on which of several devices the operations run. One address means the
+ * same data on all of them: each has the whole range, filled with what it needs. */
+typedef struct qie_mem_ops {
+    /* Memory for activations, at least n_bytes; valid until the next call. Errors: NO_MEMORY. */
+    qie_status (*reserve)(qie_compute *c, size_t n_bytes, void **base, qie_error *err);
+    /* Weights of all groups, in order of use: resident or streamed, as the plan says. Host memory
+     * must stay as it is until the compute is destroyed. Errors: NO_MEMORY, UNAVAILABLE. */
+    qie_status (*load)(qie_compute *c, qie_weight_group *const *groups, size_t n, qie_error *err);
+    /* src may be reused at once; reaches all devices */
+    void (*upload)(qie_compute *c, void *dst, const void *src, size_t n_bytes);
+    /* Waits for all operations before it; dst is undefined after a failure (see check). */
+    void (*download)(qie_compute *c, void *dst, const void *src, size_t n_bytes);
+    void (*zero)(qie_compute *c, void *dst, size_t n_bytes);
+    /* What the current device computed here is read on the others from now on. */
+    void (*share)(qie_compute *c, const void *data, size_t n_bytes);
+    /* Following operations use this group. live: what earlier ones computed and later ones read,
+     * besides what was shared. next: the group that probably follows, or NULL. */
+    void (*begin_group)(qie_compute *c, const qie_weight_group *group, const qie_range *live,
+                        size_t n_live, const qie_weight_group *next);
+    /* Between these two lies one guidance pass, possibly on devices of its own, while another pass
+     * runs elsewhere. in: what it reads; out: what it leaves on the first device. */
+    void (*begin_pass)(qie_compute *c, int i_pass, qie_range in);
+    void (*end_pass)(qie_compute *c, int i_pass, qie_range out);
+    /* The first failure since the compute was created, if any; never forgotten when a device is
+     * lost. Does not wait. */
+    qie_status (*check)(qie_compute *c, qie_error *err);
+    /* How it is placed, for people; lives as long as the compute. */
+    const char *(*describe)(qie_compute *c);
+} qie_mem_ops;
 
 /* Largest extents that a run will ask for: scratch is reserved from them, once. */
 typedef struct qie_compute_limits {
@@ -178,7 +246,8 @@ typedef struct qie_compute_limits {
 
 struct qie_compute {
     qie_ops ops;
-    const char *name; /* "cpu", "ref", "onednn" */
+    const qie_mem_ops *mem; /* NULL: operations work on host memory, at once */
+    const char *name;       /* "cpu", "ref", "onednn" */
     qie_cpu_level level;
     int n_threads;
     bool bf16_native;       /* bf16 products in hardware */

@@ -21,7 +21,8 @@
 struct qie_engine {
     qie_model model;
     qie_compute *compute;
-    qie_arena *arena; /* as large as the largest edit so far */
+    qie_arena *arena;  /* as large as the largest edit so far */
+    qie_arena *device; /* the same on a device; NULL on the CPU */
     qie_dtype act;
     int64_t memory_limit;
     char *path, *name;
@@ -110,6 +111,7 @@ fail:
 void qie_engine_close(qie_engine *e) {
     if (!e)
         return;
+    qie_arena_destroy(e->device);
     qie_arena_destroy(e->arena);
     qie_compute_destroy(e->compute);
     qie_model_release(&e->model);
@@ -157,16 +159,27 @@ static int64_t limit_of(const qie_engine *e) {
 }
 
 /* The arena for a plan: kept when it is large enough, since an arena is only reserved addresses
- * until touched. */
+ * until touched. A device needs as much of its own: every buffer of a plan is on one side or on
+ * both. */
 static qie_status need_arena(qie_engine *e, int64_t bytes, qie_error *err) {
     size_t want = (size_t)bytes + (64u << 10); /* rounding of the last allocation */
-    if (e->arena && qie_arena_capacity(e->arena) >= want) {
+    const qie_mem_ops *mem = e->compute->mem;
+    if (e->device)
+        qie_arena_release(e->device, 0);
+    if (e->arena)
         qie_arena_release(e->arena, 0);
-        return QIE_OK;
+    if (!e->arena || qie_arena_capacity(e->arena) < want) {
+        qie_arena_destroy(e->arena);
+        e->arena = NULL;
+        QIE_TRY(qie_arena_create(want, &e->arena, err));
     }
-    qie_arena_destroy(e->arena);
-    e->arena = NULL;
-    return qie_arena_create(want, &e->arena, err);
+    if (!mem || (e->device && qie_arena_capacity(e->device) >= want))
+        return QIE_OK;
+    void *base;
+    qie_arena_destroy(e->device);
+    e->device = NULL;
+    QIE_TRY(mem->reserve(e->compute, want, &base, err));
+    return qie_arena_create_over(base, want, &e->device, err);
 }
 
 /* Small edits keep their pages for the next one; large ones give them back. */
@@ -180,6 +193,7 @@ static void rest_arena(qie_engine *e) {
 static qie_run run_of(qie_engine *e, qie_dtype act, qie_observer *observer) {
     qie_run run = {.compute = e->compute,
                    .arena = e->arena,
+                   .device = e->device ? e->device : e->arena,
                    .act = act,
                    .cancel = &e->cancel,
                    .observer = observer};

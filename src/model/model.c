@@ -99,6 +99,21 @@ qie_compute_limits qie_model_limits(const qie_model_config *c) {
     return l;
 }
 
+qie_status qie_model_groups(qie_model *m, qie_weight_group ***out, size_t *n, qie_error *err) {
+    const qie_model_config *c = &m->config;
+    size_t most = 4 + (size_t)c->vision.depth + (size_t)c->text.num_hidden_layers +
+                  2 * (size_t)c->transformer.num_layers;
+    qie_weight_group **list = calloc(most, sizeof *list);
+    QIE_FAIL_IF(!list, QIE_E_NO_MEMORY, err, NULL, "out of memory");
+    *n = qie_text_encoder_groups(m->text_encoder, list);
+    *n += qie_transformer_groups(m->transformer, list + *n);
+    list[(*n)++] = qie_vae_weights(m->vae);
+    for (size_t i = 0; i < *n; i++)
+        list[i]->id = (int)i;
+    *out = list;
+    return QIE_OK;
+}
+
 int64_t qie_model_weights_bytes(const qie_model *m) {
     return qie_weights_bytes(m->w_transformer) + qie_weights_bytes(m->w_text_encoder) +
            qie_weights_bytes(m->w_vae);

@@ -25,6 +25,8 @@ qie_status qie_model_open(const char *path, qie_model *m, qie_error *err);
 void qie_model_release(qie_model *m);
 /* Largest extents of all operations of this model, for the back end's scratch. */
 qie_compute_limits qie_model_limits(const qie_model_config *c);
+/* All groups of weights in order of use, numbered; free *out with free(). Errors: NO_MEMORY. */
+qie_status qie_model_groups(qie_model *m, qie_weight_group ***out, size_t *n, qie_error *err);
 int64_t qie_model_weights_bytes(const qie_model *m);
 int64_t qie_model_parameters(const qie_model *m);
 

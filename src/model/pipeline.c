@@ -97,14 +97,6 @@ static qie_status injected(const edit *e, const char *name, int64_t n, float *ou
     return QIE_OK;
 }
 
-static bool all_finite(const float *v, int64_t n) {
-    /* x * 0 is 0 for finite values only: one pass that the compiler vectorises */
-    float sum = 0;
-    for (int64_t i = 0; i < n; i++)
-        sum += v[i] * 0.0f;
-    return sum == 0;
-}
-
 /* ---- dumps in the shapes of the reference recording */
 
 static void observe_map(const edit *e, const char *name, const float *map, int h, int w, int c) {
@@ -123,6 +115,13 @@ static void observe_map(const edit *e, const char *name, const float *map, int h
 static void observe_rows(const edit *e, const char *name, const float *rows, int64_t n, int64_t c) {
     int64_t shape[3] = {1, n, c};
     qie_observe_f32(e->run.observer, name, rows, 3, shape);
+}
+
+/* The same for rows that operations computed. */
+static void observe_computed(const edit *e, const char *name, const float *rows, int64_t n,
+                             int64_t c) {
+    int64_t shape[3] = {1, n, c};
+    qie_run_observe(&e->run, name, rows, 3, shape);
 }
 
 static void observe_ids(const edit *e, const char *prefix, const qie_prompt *p) {
@@ -196,9 +195,10 @@ static qie_status encode_prompt(edit *e, int pass, const float *features,
     return QIE_OK;
 }
 
+/* Numbers that the host works on; those of operations come from qie_run_alloc. */
 static qie_status alloc(const qie_run *run, int64_t n, float **out, qie_error *err) {
     void *p;
-    QIE_TRY(qie_run_alloc(run, sizeof(float) * (size_t)n, &p, err));
+    QIE_TRY(qie_run_alloc_host(run, sizeof(float) * (size_t)n, &p, err));
     *out = p;
     return QIE_OK;
 }
@@ -207,7 +207,8 @@ static qie_status text_stage(edit *e, qie_error *err) {
     const qie_vision_config *v = &e->m->config.vision;
     const qie_size_plan *s = &e->p->sizes;
     int64_t patch = 3ll * v->temporal_patch_size * v->patch_size * v->patch_size;
-    size_t mark = qie_arena_mark(e->run.arena), most = 0;
+    qie_run_mark mark = qie_run_mark_get(&e->run);
+    size_t most = 0;
     for (int i = 0; i < e->p->n_passes; i++)
         most = e->p->prompts[i].n_ids > most ? e->p->prompts[i].n_ids : most;
     float *patches, *features, *hidden;
@@ -231,7 +232,7 @@ static qie_status text_stage(edit *e, qie_error *err) {
         QIE_TRY(encode_prompt(e, i, features, &prefix, hidden, err));
     }
     tell(e, "encode_text", 1 + e->p->n_passes, 1 + e->p->n_passes, NULL);
-    qie_arena_release(e->run.arena, mark);
+    qie_run_release(&e->run, mark);
     return QIE_OK;
 }
 
@@ -250,7 +251,7 @@ static qie_status encode_reference(edit *e, int i, float *packed, qie_error *err
     const qie_vae_config *c = &e->m->config.vae;
     qie_size s = e->p->sizes.images[i].vae;
     int h = s.h / c->scale_factor, w = s.w / c->scale_factor;
-    size_t mark = qie_arena_mark(e->run.arena);
+    qie_run_mark mark = qie_run_mark_get(&e->run);
     float *pixels, *mean;
     char name[64];
     QIE_TRY(alloc(&e->run, 3ll * s.w * s.h, &pixels, err));
@@ -266,7 +267,7 @@ static qie_status encode_reference(edit *e, int i, float *packed, qie_error *err
     snprintf(name, sizeof name, "ref_latents.%d", i);
     observe_map(e, name, mean, h, w, c->z_dim);
     qie_latents_pack(c, mean, h, w, true, packed);
-    qie_arena_release(e->run.arena, mark);
+    qie_run_release(&e->run, mark);
     return QIE_OK;
 }
 
@@ -296,15 +297,23 @@ static qie_status draw_noise(edit *e, qie_error *err) {
         o->noise == QIE_NOISE_BF16 || (o->noise == QIE_NOISE_AUTO && e->run.act == QIE_BF16);
     qie_rng rng;
     qie_rng_seed(&rng, o->seed);
+    size_t bytes = sizeof(float) * (size_t)n;
     for (int i = 0; i < o->num_images; i++) {
-        float *noise = e->velocity[0]; /* free until the first step, same size */
+        qie_run_mark mark = qie_run_mark_get(&e->run);
+        void *noise, *to; /* velocity[0] is free until the first step, of the same size */
+        QIE_TRY(qie_run_stage(&e->run, e->velocity[0], bytes, &noise, err));
+        QIE_TRY(qie_run_stage(&e->run, e->latents[i], bytes, &to, err));
         qie_rng_normal(&rng, noise, (size_t)n, bf16);
-        qie_noise_pack(z, noise, h, w, e->latents[i]);
+        qie_noise_pack(z, noise, h, w, to);
+        bool given;
+        if (i == 0) {
+            QIE_TRY(injected(e, "latents", n, to, &given, err));
+            QIE_TRY(injected(e, "noise", n, to, &given, err));
+            observe_rows(e, "noise", to, e->p->sizes.n_target, 4ll * z);
+        }
+        qie_run_commit(&e->run, e->latents[i], to, bytes);
+        qie_run_release(&e->run, mark);
     }
-    bool given;
-    QIE_TRY(injected(e, "latents", n, e->latents[0], &given, err));
-    QIE_TRY(injected(e, "noise", n, e->latents[0], &given, err));
-    observe_rows(e, "noise", e->latents[0], e->p->sizes.n_target, 4ll * z);
     return QIE_OK;
 }
 
@@ -319,20 +328,24 @@ static qie_status make_preview(edit *e, const float *latents, const float *veloc
         k++;
     int sh = (h + k - 1) / k, sw = (w + k - 1) / k;
     int64_t n = (int64_t)h * w * c->z_dim;
-    size_t mark = qie_arena_mark(e->run.arena);
+    qie_run_mark mark = qie_run_mark_get(&e->run);
     float *x0, *map, *small, *pixels;
     QIE_TRY(alloc(&e->run, n, &x0, err));
     QIE_TRY(alloc(&e->run, n, &map, err));
     QIE_TRY(alloc(&e->run, (int64_t)sh * sw * c->z_dim, &small, err));
     QIE_TRY(alloc(&e->run, 3ll * sh * f * sw * f, &pixels, err));
+    const void *x, *v;
+    size_t bytes = sizeof(float) * (size_t)n;
+    QIE_TRY(qie_run_view(&e->run, latents, bytes, &x, err));
+    QIE_TRY(qie_run_view(&e->run, velocity, bytes, &v, err));
     for (int64_t i = 0; i < n; i++)
-        x0[i] = latents[i] - sigma * velocity[i];
+        x0[i] = ((const float *)x)[i] - sigma * ((const float *)v)[i];
     qie_latents_unpack(c, x0, h, w, map);
     qie_map_shrink(map, h, w, c->z_dim, k, small);
     QIE_TRY(qie_vae_decode(e->m->vae, &e->run, small, sh, sw, false, pixels, err));
     QIE_TRY(qie_image_create(sw * f, sh * f, out, err));
     qie_pixels_to_image(pixels, *out);
-    qie_arena_release(e->run.arena, mark);
+    qie_run_release(&e->run, mark);
     return QIE_OK;
 }
 
@@ -347,35 +360,50 @@ static qie_status report_step(edit *e, int i_step, const float *latents, const f
     return QIE_OK;
 }
 
+/* Velocity of one pass, possibly on a device of its own. */
+static qie_status one_pass(edit *e, qie_denoiser *d, int i_step, int pass, float *latents,
+                           qie_error *err) {
+    const qie_mem_ops *mem = e->run.compute->mem;
+    int64_t rows = e->p->sizes.n_target, ch = e->m->config.transformer.in_channels;
+    size_t bytes = sizeof(float) * (size_t)(rows * ch);
+    if (mem)
+        mem->begin_pass(e->run.compute, pass, (qie_range){latents, bytes});
+    QIE_TRY(qie_denoiser_forward(d, &e->run, i_step, pass, latents, e->velocity[pass], err));
+    if (mem)
+        mem->end_pass(e->run.compute, pass, (qie_range){e->velocity[pass], bytes});
+    return QIE_OK;
+}
+
 static qie_status one_step(edit *e, qie_denoiser *d, int i_step, float *latents, bool *non_finite,
                            qie_error *err) {
     int64_t rows = e->p->sizes.n_target, ch = e->m->config.transformer.in_channels, n = rows * ch;
     const qie_edit_options *o = &e->p->options;
+    qie_compute *c = e->run.compute;
     static const char *const names[2] = {"cond", "uncond"};
     char name[64];
-    for (int p = 0; p < e->p->n_passes; p++) {
-        QIE_TRY(qie_denoiser_forward(d, &e->run, i_step, p, latents, e->velocity[p], err));
-        if (e->i_image == 0) {
-            snprintf(name, sizeof name, "dit.%d.%s", i_step, names[p]);
-            observe_rows(e, name, e->velocity[p], rows, ch);
-        }
+    for (int p = 0; p < e->p->n_passes; p++)
+        QIE_TRY(one_pass(e, d, i_step, p, latents, err));
+    for (int p = 0; p < e->p->n_passes && e->i_image == 0; p++) {
+        snprintf(name, sizeof name, "dit.%d.%s", i_step, names[p]);
+        observe_computed(e, name, e->velocity[p], rows, ch);
     }
     float *v = e->velocity[0];
     if (e->p->n_passes > 1)
-        e->run.compute->ops.cfg_combine(e->run.compute, e->velocity[0], e->velocity[1],
-                                        (float)o->true_cfg_scale, rows, ch, v);
-    if (!all_finite(v, n)) {
+        c->ops.cfg_combine(c, e->velocity[0], e->velocity[1], (float)o->true_cfg_scale, rows, ch,
+                           v);
+    bool finite = c->ops.all_finite(c, v, n);
+    QIE_TRY(qie_run_check(&e->run, err));
+    if (!finite) {
         *non_finite = true;
         return qie_fail(err, QIE_E_INTERNAL, NULL,
                         "the transformer gave values that are no numbers in step %d", i_step + 1);
     }
     float dt = e->sigmas[i_step + 1] - e->sigmas[i_step];
     QIE_TRY(report_step(e, i_step, latents, v, err));
-    for (int64_t i = 0; i < n; i++)
-        latents[i] += dt * v[i];
+    c->ops.axpy(c, dt, v, latents, n);
     if (e->i_image == 0) {
         snprintf(name, sizeof name, "latents.%d", i_step);
-        observe_rows(e, name, latents, rows, ch);
+        observe_computed(e, name, latents, rows, ch);
     }
     return QIE_OK;
 }
@@ -395,7 +423,7 @@ static qie_status make_denoiser(edit *e, qie_denoiser **d, qie_error *err) {
 
 static qie_status denoise_stage(edit *e, bool *non_finite, qie_error *err) {
     int n_steps = e->p->options.num_inference_steps;
-    size_t mark = qie_arena_mark(e->run.arena);
+    qie_run_mark mark = qie_run_mark_get(&e->run);
     qie_denoiser *d;
     QIE_TRY(draw_noise(e, err));
     int64_t shape[1] = {n_steps + 1};
@@ -411,7 +439,7 @@ static qie_status denoise_stage(edit *e, bool *non_finite, qie_error *err) {
         for (int i = 0; i < n_steps; i++)
             QIE_TRY(one_step(e, d, i, e->latents[e->i_image], non_finite, err));
     e->i_image = 0;
-    qie_arena_release(e->run.arena, mark);
+    qie_run_release(&e->run, mark);
     return QIE_OK;
 }
 
@@ -441,16 +469,26 @@ static qie_status fit_output(edit *e, qie_image *made, qie_image **out, qie_erro
     return st;
 }
 
+static bool all_finite(const float *v, int64_t n) {
+    float sum = 0; /* x * 0 is 0 for finite values only */
+    for (int64_t i = 0; i < n; i++)
+        sum += v[i] * 0.0f;
+    return sum == 0;
+}
+
 static qie_status decode_image(edit *e, const float *latents, qie_image **out, bool *non_finite,
                                qie_error *err) {
     const qie_vae_config *c = &e->m->config.vae;
     int h = e->p->sizes.grid_h * 2, w = e->p->sizes.grid_w * 2;
     qie_size px = e->p->sizes.generated;
-    size_t mark = qie_arena_mark(e->run.arena);
+    qie_run_mark mark = qie_run_mark_get(&e->run);
     float *map, *pixels;
     QIE_TRY(alloc(&e->run, (int64_t)h * w * c->z_dim, &map, err));
     QIE_TRY(alloc(&e->run, 3ll * px.w * px.h, &pixels, err));
-    qie_latents_unpack(c, latents, h, w, map);
+    const void *host;
+    QIE_TRY(qie_run_view(&e->run, latents, sizeof(float) * (size_t)h * (size_t)w * (size_t)c->z_dim,
+                         &host, err));
+    qie_latents_unpack(c, host, h, w, map);
     if (e->i_image == 0)
         observe_map(e, "vae_decode_input", map, h, w, c->z_dim);
     QIE_TRY(qie_vae_decode(e->m->vae, &e->run, map, h, w, e->p->memory.vae_tiled, pixels, err));
@@ -464,7 +502,7 @@ static qie_status decode_image(edit *e, const float *latents, qie_image **out, b
     qie_image *made;
     QIE_TRY(qie_image_create(px.w, px.h, &made, err));
     qie_pixels_to_image(pixels, made);
-    qie_arena_release(e->run.arena, mark);
+    qie_run_release(&e->run, mark);
     return fit_output(e, made, out, err);
 }
 
@@ -502,10 +540,15 @@ static qie_status begin(edit *e, qie_model *m, const qie_run *run, qie_prepared 
     for (int i = 0; i < p->n_passes; i++)
         QIE_TRY(alloc(run, p->n_text[i] * m->config.text.hidden_size, &e->prompt_embeds[i], err));
     QIE_TRY(alloc(run, p->sizes.n_reference * ch, &e->image_latents, err));
-    for (int i = 0; i < 2; i++)
-        QIE_TRY(alloc(run, n, &e->velocity[i], err));
-    for (int i = 0; i < p->options.num_images; i++)
-        QIE_TRY(alloc(run, n, &e->latents[i], err));
+    void *data;
+    for (int i = 0; i < 2; i++) {
+        QIE_TRY(qie_run_alloc(run, sizeof(float) * (size_t)n, &data, err));
+        e->velocity[i] = data;
+    }
+    for (int i = 0; i < p->options.num_images; i++) {
+        QIE_TRY(qie_run_alloc(run, sizeof(float) * (size_t)n, &data, err));
+        e->latents[i] = data;
+    }
     int n_steps = p->options.num_inference_steps;
     QIE_TRY(alloc(run, 2ll * n_steps + 1, &e->sigmas, err));
     e->timesteps = e->sigmas + n_steps + 1;

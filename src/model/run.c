@@ -1,6 +1,8 @@
 #include "model/run.h"
 
 #include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
 
 #include "base/error.h"
 
@@ -9,15 +11,127 @@ qie_status qie_run_check(const qie_run *run, qie_error *err) {
         run->beat(run->beat_arg);
     if (run->cancel && atomic_load_explicit(run->cancel, memory_order_relaxed))
         return qie_fail(err, QIE_E_CANCELLED, NULL, "the edit was cancelled");
+    if (run->compute->mem)
+        return run->compute->mem->check(run->compute, err);
+    return QIE_OK;
+}
+
+static qie_status alloc_from(qie_arena *arena, size_t bytes, void **out, qie_error *err) {
+    *out = qie_arena_alloc(arena, bytes);
+    QIE_FAIL_IF(!*out, QIE_E_INTERNAL, err, NULL,
+                "the memory plan of %zu MB was too small: another %zu bytes asked for",
+                qie_arena_capacity(arena) >> 20, bytes);
     return QIE_OK;
 }
 
 qie_status qie_run_alloc(const qie_run *run, size_t bytes, void **out, qie_error *err) {
-    *out = qie_arena_alloc(run->arena, bytes);
-    QIE_FAIL_IF(!*out, QIE_E_INTERNAL, err, NULL,
-                "the memory plan of %zu MB was too small: another %zu bytes asked for",
-                qie_arena_capacity(run->arena) >> 20, bytes);
+    return alloc_from(run->device, bytes, out, err);
+}
+
+qie_status qie_run_alloc_host(const qie_run *run, size_t bytes, void **out, qie_error *err) {
+    return alloc_from(run->arena, bytes, out, err);
+}
+
+qie_run_mark qie_run_mark_get(const qie_run *run) {
+    return (qie_run_mark){qie_arena_mark(run->arena), qie_arena_mark(run->device)};
+}
+
+void qie_run_release(const qie_run *run, qie_run_mark mark) {
+    qie_arena_release(run->arena, mark.host);
+    qie_arena_release(run->device, mark.device);
+}
+
+qie_status qie_run_stage(const qie_run *run, void *device, size_t bytes, void **host,
+                         qie_error *err) {
+    *host = device;
+    return run->compute->mem ? alloc_from(run->arena, bytes, host, err) : QIE_OK;
+}
+
+void qie_run_commit(const qie_run *run, void *device, const void *host, size_t bytes) {
+    if (run->compute->mem)
+        run->compute->mem->upload(run->compute, device, host, bytes);
+}
+
+qie_status qie_run_lend(const qie_run *run, const void *host, size_t bytes, const void **device,
+                        qie_error *err) {
+    *device = host;
+    if (!run->compute->mem)
+        return QIE_OK;
+    void *p;
+    QIE_TRY(alloc_from(run->device, bytes, &p, err));
+    run->compute->mem->upload(run->compute, p, host, bytes);
+    *device = p;
     return QIE_OK;
+}
+
+qie_status qie_run_result(const qie_run *run, void *host, size_t bytes, void **device,
+                          qie_error *err) {
+    *device = host;
+    return run->compute->mem ? alloc_from(run->device, bytes, device, err) : QIE_OK;
+}
+
+qie_status qie_run_fetch(const qie_run *run, void *host, const void *device, size_t bytes,
+                         qie_error *err) {
+    const qie_mem_ops *mem = run->compute->mem;
+    if (!mem)
+        return QIE_OK;
+    mem->download(run->compute, host, device, bytes);
+    return mem->check(run->compute, err);
+}
+
+qie_status qie_run_view(const qie_run *run, const void *device, size_t bytes, const void **host,
+                        qie_error *err) {
+    *host = device;
+    if (!run->compute->mem)
+        return QIE_OK;
+    void *p;
+    QIE_TRY(alloc_from(run->arena, bytes, &p, err));
+    *host = p;
+    return qie_run_fetch(run, p, device, bytes, err);
+}
+
+void qie_run_put(const qie_run *run, void *device, const void *host, size_t bytes) {
+    if (run->compute->mem)
+        run->compute->mem->upload(run->compute, device, host, bytes);
+    else
+        memcpy(device, host, bytes);
+}
+
+void qie_run_zero(const qie_run *run, void *device, size_t bytes) {
+    if (run->compute->mem)
+        run->compute->mem->zero(run->compute, device, bytes);
+    else
+        memset(device, 0, bytes);
+}
+
+void qie_run_share(const qie_run *run, const void *device, size_t bytes) {
+    if (run->compute->mem)
+        run->compute->mem->share(run->compute, device, bytes);
+}
+
+void qie_run_group(const qie_run *run, const qie_weight_group *group, const qie_weight_group *next,
+                   size_t n_live, const qie_range *live) {
+    if (run->compute->mem)
+        run->compute->mem->begin_group(run->compute, group, live, n_live, next);
+}
+
+void qie_run_observe(const qie_run *run, const char *name, const float *device, int n_dims,
+                     const int64_t *shape) {
+    if (!qie_observer_wants(run->observer, name))
+        return;
+    if (!run->compute->mem) {
+        qie_observe_f32(run->observer, name, device, n_dims, shape);
+        return;
+    }
+    size_t n = sizeof(float);
+    for (int i = 0; i < n_dims; i++)
+        n *= (size_t)shape[i];
+    float *host = malloc(n ? n : 1);
+    if (host) {
+        run->compute->mem->download(run->compute, host, device, n);
+        qie_observe_f32(run->observer, name, host, n_dims, shape);
+    }
+    free(host);
 }
 
 qie_status qie_run_mat(const qie_run *run, qie_dtype dtype, int64_t rows, int64_t cols,
@@ -82,4 +196,31 @@ void qie_run_linear_gated(const qie_run *run, qie_mat x, const qie_linear *l, co
 
 void qie_linear_prefetch(const qie_linear *l) {
     qie_weights_prefetch(l->w.data, (size_t)l->w.n * qie_dtype_row_bytes(l->w.dtype, l->w.k));
+}
+
+void qie_group_add(qie_weight_group *g, const void *data, size_t n_bytes) {
+    if (!data || !n_bytes)
+        return;
+    /* A span that cannot be noted is found missing by the device and copied at each use. */
+    qie_weight_span *s = realloc(g->spans, (g->n_spans + 1) * sizeof *s);
+    if (!s)
+        return;
+    g->spans = s;
+    s[g->n_spans++] = (qie_weight_span){data, n_bytes};
+    g->n_bytes += n_bytes;
+}
+
+void qie_group_add_linear(qie_weight_group *g, const qie_linear *l) {
+    qie_group_add(g, l->w.data, (size_t)l->w.n * qie_dtype_row_bytes(l->w.dtype, l->w.k));
+    qie_group_add(g, l->w.scale, sizeof(float) * (size_t)l->w.n_scale);
+    qie_group_add_vec(g, l->b);
+}
+
+void qie_group_add_vec(qie_weight_group *g, qie_vec v) {
+    qie_group_add(g, v.data, (size_t)v.n * qie_dtype_size(v.dtype));
+}
+
+void qie_group_release(qie_weight_group *g) {
+    free(g->spans);
+    memset(g, 0, sizeof *g);
 }

@@ -29,6 +29,46 @@ static qie_status bind_layer(const qie_text_config *t, const qie_weights *w, int
     return QIE_OK;
 }
 
+static void make_groups(qie_text_encoder *e) {
+    e->fixed.kind = e->vision.fixed.kind = QIE_GROUP_TEXT;
+    qie_group_add_vec(&e->fixed, e->norm);
+    qie_group_add_linear(&e->vision.fixed, &e->vision.patch_embed);
+    qie_group_add_linear(&e->vision.fixed, &e->vision.merge0);
+    qie_group_add_linear(&e->vision.fixed, &e->vision.merge2);
+    qie_group_add_vec(&e->vision.fixed, e->vision.ln_q);
+    for (int i = 0; i < e->v.depth; i++) {
+        qie_vision_block *b = &e->vision.blocks[i];
+        const qie_linear *list[] = {&b->qkv, &b->proj, &b->gate, &b->up, &b->down};
+        b->group.kind = QIE_GROUP_TEXT;
+        b->group.index = i;
+        for (size_t k = 0; k < sizeof list / sizeof *list; k++)
+            qie_group_add_linear(&b->group, list[k]);
+        qie_group_add_vec(&b->group, b->norm1);
+        qie_group_add_vec(&b->group, b->norm2);
+    }
+    for (int i = 0; i < e->t.num_hidden_layers; i++) {
+        qie_language_layer *l = &e->layers[i];
+        const qie_linear *list[] = {&l->q, &l->k, &l->v, &l->o, &l->gate, &l->up, &l->down};
+        l->group.kind = QIE_GROUP_TEXT;
+        l->group.index = i;
+        for (size_t k = 0; k < sizeof list / sizeof *list; k++)
+            qie_group_add_linear(&l->group, list[k]);
+        qie_group_add_vec(&l->group, l->input_norm);
+        qie_group_add_vec(&l->group, l->post_norm);
+    }
+}
+
+size_t qie_text_encoder_groups(qie_text_encoder *e, qie_weight_group **out) {
+    size_t n = 0;
+    out[n++] = &e->vision.fixed;
+    for (int i = 0; i < e->v.depth; i++)
+        out[n++] = &e->vision.blocks[i].group;
+    for (int i = 0; i < e->t.num_hidden_layers; i++)
+        out[n++] = &e->layers[i].group;
+    out[n++] = &e->fixed;
+    return n;
+}
+
 qie_status qie_text_encoder_open(const qie_text_config *t, const qie_vision_config *v,
                                  const qie_weights *w, qie_text_encoder **out, qie_error *err) {
     *out = NULL;
@@ -52,6 +92,7 @@ qie_status qie_text_encoder_open(const qie_text_config *t, const qie_vision_conf
     for (int i = 0; i < t->num_hidden_layers; i++)
         QIE_TRY_GOTO(bind_layer(t, w, i, &e->layers[i], err));
     QIE_TRY_GOTO(qie_vision_bind(v, w, &e->vision, err));
+    make_groups(e);
     *out = e;
     return QIE_OK;
 fail:
@@ -62,6 +103,12 @@ fail:
 void qie_text_encoder_close(qie_text_encoder *e) {
     if (!e)
         return;
+    for (int i = 0; e->layers && i < e->t.num_hidden_layers; i++)
+        qie_group_release(&e->layers[i].group);
+    for (int i = 0; e->vision.blocks && i < e->v.depth; i++)
+        qie_group_release(&e->vision.blocks[i].group);
+    qie_group_release(&e->vision.fixed);
+    qie_group_release(&e->fixed);
     free(e->layers);
     free(e->vision.blocks);
     free(e);
@@ -105,7 +152,7 @@ static qie_status allocate(const qie_text_config *t, const qie_run *run, int64_t
     void *p;
     size_t table = sizeof(float) * (size_t)n * (size_t)(t->head_dim / 2);
     int64_t kv = (int64_t)t->num_key_value_heads * t->head_dim;
-    QIE_TRY(qie_run_alloc(run, sizeof(int32_t) * 3 * (size_t)n, &p, err));
+    QIE_TRY(qie_run_alloc_host(run, sizeof(int32_t) * 3 * (size_t)n, &p, err));
     b->triples = p;
     QIE_TRY(qie_run_alloc(run, table, &p, err));
     b->cos = p;
@@ -125,14 +172,15 @@ size_t qie_language_prefix_bytes(const qie_text_config *t, int64_t n, qie_dtype 
 }
 
 /* Store the first rows of a layer's keys and values, or bring them back. */
-static void exchange_prefix(const qie_text_config *t, const qie_language_prefix *p, int i_layer,
-                            const language_buffers *b) {
+static void exchange_prefix(const qie_text_config *t, const qie_run *run,
+                            const qie_language_prefix *p, int i_layer, const language_buffers *b) {
     size_t bytes = qie_language_prefix_bytes(t, p->n, p->act) / (size_t)t->num_hidden_layers / 2;
     unsigned char *at = (unsigned char *)p->data + bytes * 2 * (size_t)i_layer;
     const qie_mat *mats[2] = {&b->k, &b->v};
     for (int i = 0; i < 2; i++) {
         void *rows = mats[i]->data, *kept = at + bytes * (size_t)i;
-        memcpy(p->filled ? rows : kept, p->filled ? kept : rows, bytes);
+        run->compute->ops.copy(run->compute, p->filled ? rows : kept, p->filled ? kept : rows,
+                               bytes);
     }
 }
 
@@ -173,7 +221,7 @@ static void language_layer(const qie_text_config *t, const qie_run *run,
     r.n_heads = t->num_key_value_heads;
     ops->qk_norm_rope(run->compute, &r);
     if (prefix && prefix->n)
-        exchange_prefix(t, prefix, i_layer, all);
+        exchange_prefix(t, run, prefix, i_layer, all);
     b->k = all->k;
     b->v = all->v;
     qie_attention_args a = {.q = b->q,
@@ -193,6 +241,41 @@ static void language_layer(const qie_text_config *t, const qie_run *run,
     qie_run_linear(run, b->gate, &l->down, QIE_ACT_NONE, QIE_STORE_ADD, b->x);
 }
 
+/* Rows of the picture tokens, which come in runs, from the vision tower's features. */
+static void place_features(const qie_text_encoder *e, const qie_run *run, const int32_t *ids,
+                           int64_t n, int32_t pad, const float *features, float *x) {
+    int64_t width = e->t.hidden_size;
+    for (int64_t i = 0; i < n;) {
+        int64_t end = i;
+        while (end < n && ids[end] == pad)
+            end++;
+        if (end == i) {
+            i++;
+            continue;
+        }
+        qie_run_put(run, x + i * width, features, sizeof(float) * (size_t)((end - i) * width));
+        features += (end - i) * width;
+        i = end;
+    }
+}
+
+static qie_status fill_tables(const qie_text_encoder *e, const qie_run *run,
+                              const qie_size_plan *sizes, const int32_t *ids, int64_t n,
+                              int32_t pad, qie_positions mode, language_buffers *b,
+                              qie_error *err) {
+    size_t bytes = sizeof(float) * (size_t)n * (size_t)(e->t.head_dim / 2);
+    void *cosine, *sine;
+    qie_run_mark mark = qie_run_mark_get(run);
+    token_positions(e, sizes, ids, n, pad, mode, b->triples);
+    QIE_TRY(qie_run_stage(run, b->cos, bytes, &cosine, err));
+    QIE_TRY(qie_run_stage(run, b->sin, bytes, &sine, err));
+    qie_rope_language(&e->t, b->triples, n, cosine, sine);
+    qie_run_commit(run, b->cos, cosine, bytes);
+    qie_run_commit(run, b->sin, sine, bytes);
+    qie_run_release(run, mark);
+    return QIE_OK;
+}
+
 qie_status qie_language_encode(qie_text_encoder *e, const qie_run *run, const qie_size_plan *sizes,
                                const int32_t *ids, int64_t n_ids, int32_t image_pad_id,
                                const float *features, int64_t n_features, qie_positions positions,
@@ -208,27 +291,34 @@ qie_status qie_language_encode(qie_text_encoder *e, const qie_run *run, const qi
     QIE_FAIL_IF(n_pads != n_features, QIE_E_INTERNAL, err, NULL,
                 "%lld picture tokens in the prompt for %lld picture features", (long long)n_pads,
                 (long long)n_features);
-    size_t mark = qie_arena_mark(run->arena);
+    qie_run_mark mark = qie_run_mark_get(run);
     language_buffers b;
     QIE_TRY(allocate(t, run, n_ids, &b, err));
+    qie_run_group(run, &e->layers[0].group, NULL, 0, NULL);
     run->compute->ops.embed(run->compute, e->embed_tokens, ids, b.x);
+    place_features(e, run, ids, n_ids, image_pad_id, features, b.x.data);
+    QIE_TRY(fill_tables(e, run, sizes, ids, n_ids, image_pad_id, positions, &b, err));
     size_t row = sizeof(float) * (size_t)t->hidden_size;
-    for (int64_t i = 0, f = 0; i < n_ids; i++)
-        if (ids[i] == image_pad_id)
-            memcpy((float *)b.x.data + i * t->hidden_size, features + f++ * t->hidden_size, row);
-    token_positions(e, sizes, ids, n_ids, image_pad_id, positions, b.triples);
-    qie_rope_language(t, b.triples, n_ids, b.cos, b.sin);
+    const qie_range live = {b.x.data, row * (size_t)n_ids};
     for (int i = 0; i < t->num_hidden_layers; i++) {
         QIE_TRY(qie_run_check(run, err));
         if (!start) /* the second prompt finds them in memory */
             prefetch_layer(e, i + 1);
+        qie_run_group(run, &e->layers[i].group,
+                      i + 1 < t->num_hidden_layers ? &e->layers[i + 1].group : NULL, 1, &live);
         language_layer(t, run, &e->layers[i], i, prefix, start, &b);
     }
     if (prefix)
         prefix->filled = true;
-    qie_mat out = qie_mat_make(hidden_last, QIE_F32, n_ids, t->hidden_size);
+    qie_run_group(run, &e->fixed, NULL, 1, &live);
+    float *to = hidden_last + start * t->hidden_size;
+    size_t bytes = row * (size_t)(n_ids - start);
+    void *out;
+    QIE_TRY(qie_run_result(run, to, bytes, &out, err));
     run->compute->ops.rms_norm(run->compute, qie_mat_rows(b.x, start, n_ids - start), e->norm,
-                               (float)t->rms_norm_eps, qie_mat_rows(out, start, n_ids - start));
-    qie_arena_release(run->arena, mark);
+                               (float)t->rms_norm_eps,
+                               qie_mat_make(out, QIE_F32, n_ids - start, t->hidden_size));
+    QIE_TRY(qie_run_fetch(run, to, out, bytes, err));
+    qie_run_release(run, mark);
     return QIE_OK;
 }

@@ -15,6 +15,8 @@ typedef struct qie_text_encoder qie_text_encoder;
 qie_status qie_text_encoder_open(const qie_text_config *t, const qie_vision_config *v,
                                  const qie_weights *w, qie_text_encoder **out, qie_error *err);
 void qie_text_encoder_close(qie_text_encoder *e);
+/* Its groups of weights in order of use, 2 + depth + num_hidden_layers of them. */
+size_t qie_text_encoder_groups(qie_text_encoder *e, qie_weight_group **out);
 
 /* Vision tower over all pictures of a request.
  * patches [n_patches, 3 * temporal * patch * patch] in merge-block order, pictures after each other
@@ -29,8 +31,8 @@ typedef struct qie_language_prefix {
     int64_t n;   /* tokens; 0: nothing is kept */
     bool filled; /* false: the next encode stores them; true: it starts behind them */
     qie_dtype act;
-    void *data; /* [num_hidden_layers][k, v][n, n_kv_heads * head_dim], qie_language_prefix_bytes()
-                   of it */
+    void *data; /* of operations: [num_hidden_layers][k, v][n, n_kv_heads * head_dim],
+                   qie_language_prefix_bytes() of it */
 } qie_language_prefix;
 size_t qie_language_prefix_bytes(const qie_text_config *t, int64_t n, qie_dtype act);
 

@@ -22,6 +22,7 @@ typedef struct stream {
 
 typedef struct block {
     stream img, txt;
+    qie_weight_group modulation, rest;
 } block;
 
 struct qie_transformer {
@@ -30,7 +31,44 @@ struct qie_transformer {
     qie_vec txt_norm;
     int64_t n_bytes; /* of all tensors */
     block *blocks;
+    qie_weight_group fixed; /* everything outside the blocks */
 };
+
+static void group_stream(block *b, const stream *s) {
+    const qie_linear *rest[] = {&s->q, &s->k, &s->v, &s->out, &s->up, &s->down};
+    qie_group_add_linear(&b->modulation, &s->mod);
+    for (size_t i = 0; i < sizeof rest / sizeof *rest; i++)
+        qie_group_add_linear(&b->rest, rest[i]);
+    qie_group_add_vec(&b->rest, s->norm_q);
+    qie_group_add_vec(&b->rest, s->norm_k);
+}
+
+static void make_groups(qie_transformer *t) {
+    const qie_linear *fixed[] = {&t->time1,  &t->time2,    &t->img_in,
+                                 &t->txt_in, &t->norm_out, &t->proj_out};
+    t->fixed.kind = QIE_GROUP_FIXED;
+    for (size_t i = 0; i < sizeof fixed / sizeof *fixed; i++)
+        qie_group_add_linear(&t->fixed, fixed[i]);
+    qie_group_add_vec(&t->fixed, t->txt_norm);
+    for (int i = 0; i < t->c.num_layers; i++) {
+        block *b = &t->blocks[i];
+        b->modulation.kind = QIE_GROUP_MODULATION;
+        b->rest.kind = QIE_GROUP_BLOCK;
+        b->modulation.index = b->rest.index = i;
+        group_stream(b, &b->img);
+        group_stream(b, &b->txt);
+    }
+}
+
+size_t qie_transformer_groups(qie_transformer *t, qie_weight_group **out) {
+    size_t n = 0;
+    out[n++] = &t->fixed;
+    for (int i = 0; i < t->c.num_layers; i++)
+        out[n++] = &t->blocks[i].modulation;
+    for (int i = 0; i < t->c.num_layers; i++)
+        out[n++] = &t->blocks[i].rest;
+    return n;
+}
 
 static qie_status bind_stream(const qie_weights *w, const qie_transformer_config *c, int i_block,
                               bool image, stream *s, qie_error *err) {
@@ -88,6 +126,7 @@ qie_status qie_transformer_open(const qie_transformer_config *c, const qie_weigh
         QIE_TRY_GOTO(bind_stream(w, c, i, true, &t->blocks[i].img, err));
         QIE_TRY_GOTO(bind_stream(w, c, i, false, &t->blocks[i].txt, err));
     }
+    make_groups(t);
     *out = t;
     return QIE_OK;
 fail:
@@ -96,8 +135,14 @@ fail:
 }
 
 void qie_transformer_close(qie_transformer *t) {
-    if (t)
-        free(t->blocks);
+    if (!t)
+        return;
+    for (int i = 0; t->blocks && i < t->c.num_layers; i++) {
+        qie_group_release(&t->blocks[i].modulation);
+        qie_group_release(&t->blocks[i].rest);
+    }
+    qie_group_release(&t->fixed);
+    free(t->blocks);
     free(t);
 }
 
@@ -123,11 +168,15 @@ _Static_assert(sizeof(struct qie_denoiser) <= QIE_PLAN_DENOISER_BYTES, "plan/mem
 
 /* temb = linear_2(silu(linear_1([cos, sin](1000 t f)))) for each t, then silu: the only form that
  * is used. */
-static void time_embedding(const qie_denoiser *d, const qie_run *run, const float *times, int n,
-                           float *scratch) {
+static qie_status time_embedding(const qie_denoiser *d, const qie_run *run, const float *times,
+                                 int n, float *scratch, qie_error *err) {
     const qie_transformer *t = d->t;
     int64_t dim = t->c.inner_dim;
-    float *e = scratch, *hidden = scratch + (int64_t)n * TIME_CHANNELS;
+    float *hidden = scratch + (int64_t)n * TIME_CHANNELS;
+    size_t bytes = sizeof(float) * (size_t)n * TIME_CHANNELS;
+    void *staged;
+    QIE_TRY(qie_run_stage(run, scratch, bytes, &staged, err));
+    float *e = staged;
     for (int r = 0; r < n; r++)
         for (int i = 0; i < TIME_CHANNELS / 2; i++) {
             float f = expf((float)-log(10000.0) * (float)i / (TIME_CHANNELS / 2));
@@ -135,10 +184,12 @@ static void time_embedding(const qie_denoiser *d, const qie_run *run, const floa
             e[r * TIME_CHANNELS + i] = cosf(angle);
             e[r * TIME_CHANNELS + TIME_CHANNELS / 2 + i] = sinf(angle);
         }
-    qie_run_linear(run, qie_mat_make(e, QIE_F32, n, TIME_CHANNELS), &t->time1, QIE_ACT_SILU,
+    qie_run_commit(run, scratch, e, bytes);
+    qie_run_linear(run, qie_mat_make(scratch, QIE_F32, n, TIME_CHANNELS), &t->time1, QIE_ACT_SILU,
                    QIE_STORE_SET, qie_mat_make(hidden, QIE_F32, n, dim));
     qie_run_linear(run, qie_mat_make(hidden, QIE_F32, n, dim), &t->time2, QIE_ACT_SILU,
                    QIE_STORE_SET, qie_mat_make(d->temb, QIE_F32, n, dim));
+    return QIE_OK;
 }
 
 /* The weights of a block that runs next, but for its modulation, which was read before the loop. In
@@ -165,13 +216,18 @@ static qie_status modulate_steps(qie_denoiser *d, const qie_run *run, int first,
     memcpy(times, d->timesteps + first, (size_t)n * sizeof *times);
     times[n] = 0;
     int rows = n + 1;
-    size_t mark = qie_arena_mark(run->arena);
+    qie_run_mark mark = qie_run_mark_get(run);
     void *scratch;
     QIE_TRY(qie_run_alloc(run, sizeof(float) * (size_t)rows * (size_t)(TIME_CHANNELS + dim),
                           &scratch, err));
-    time_embedding(d, run, times, rows, scratch);
-    qie_arena_release(run->arena, mark);
+    qie_run_group(run, &t->fixed, &t->blocks[0].modulation, 0, NULL);
+    QIE_TRY(time_embedding(d, run, times, rows, scratch, err));
+    qie_run_release(run, mark);
     qie_mat temb = qie_mat_make(d->temb, QIE_F32, rows, dim);
+    qie_run_linear(run, temb, &t->norm_out, QIE_ACT_NONE, QIE_STORE_SET,
+                   qie_mat_make(d->mod_out, QIE_F32, rows, 2 * dim));
+    qie_run_share(run, d->temb, sizeof(float) * (size_t)(rows * dim));
+    qie_run_share(run, d->mod_out, sizeof(float) * (size_t)(rows * 2 * dim));
     for (int b = 0; b < t->c.num_layers; b++) {
         QIE_TRY(qie_run_check(run, err));
         if (b + 1 < t->c.num_layers) {
@@ -179,14 +235,16 @@ static qie_status modulate_steps(qie_denoiser *d, const qie_run *run, int first,
             qie_linear_prefetch(&t->blocks[b + 1].txt.mod);
         } else
             prefetch_block(d, 0);
+        qie_run_group(run, &t->blocks[b].modulation,
+                      b + 1 < t->c.num_layers ? &t->blocks[b + 1].modulation : &t->blocks[0].rest,
+                      0, NULL);
         float *at = d->mod + (int64_t)b * 2 * d->mod_rows * 6 * dim;
         qie_run_linear(run, temb, &t->blocks[b].img.mod, QIE_ACT_NONE, QIE_STORE_SET,
                        qie_mat_make(at, QIE_F32, rows, 6 * dim));
         qie_run_linear(run, temb, &t->blocks[b].txt.mod, QIE_ACT_NONE, QIE_STORE_SET,
                        qie_mat_make(at + (int64_t)d->mod_rows * 6 * dim, QIE_F32, rows, 6 * dim));
+        qie_run_share(run, at, sizeof(float) * (size_t)(2 * d->mod_rows * 6 * dim));
     }
-    qie_run_linear(run, temb, &t->norm_out, QIE_ACT_NONE, QIE_STORE_SET,
-                   qie_mat_make(d->mod_out, QIE_F32, rows, 2 * dim));
     d->mod_first = first;
     d->mod_count = n;
     return QIE_OK;
@@ -207,12 +265,14 @@ static qie_status alloc_buffers(qie_denoiser *d, const qie_run *run, qie_error *
     const qie_transformer_config *c = &d->t->c;
     int64_t dim = c->inner_dim, n = d->max_text + d->n_image, half = c->attention_head_dim / 2;
     d->mod_rows = (d->n_steps < QIE_MODULATION_STEPS ? d->n_steps : QIE_MODULATION_STEPS) + 1;
-    QIE_TRY(alloc_f32(run, d->n_steps, &d->timesteps, err));
+    void *p;
+    QIE_TRY(qie_run_alloc_host(run, sizeof(float) * (size_t)d->n_steps, &p, err));
+    d->timesteps = p;
     QIE_TRY(alloc_f32(run, (d->n_image - d->n_target) * dim, &d->ref_in, err));
-    for (int p = 0; p < d->n_passes; p++) {
-        QIE_TRY(alloc_f32(run, d->n_text[p] * dim, &d->txt_in[p], err));
-        QIE_TRY(alloc_f32(run, (d->n_text[p] + d->n_image) * half, &d->cos[p], err));
-        QIE_TRY(alloc_f32(run, (d->n_text[p] + d->n_image) * half, &d->sin[p], err));
+    for (int i = 0; i < d->n_passes; i++) {
+        QIE_TRY(alloc_f32(run, d->n_text[i] * dim, &d->txt_in[i], err));
+        QIE_TRY(alloc_f32(run, (d->n_text[i] + d->n_image) * half, &d->cos[i], err));
+        QIE_TRY(alloc_f32(run, (d->n_text[i] + d->n_image) * half, &d->sin[i], err));
     }
     QIE_TRY(alloc_f32(run, (int64_t)c->num_layers * 2 * d->mod_rows * 6 * dim, &d->mod, err));
     QIE_TRY(alloc_f32(run, (int64_t)d->mod_rows * 2 * dim, &d->mod_out, err));
@@ -227,45 +287,73 @@ static qie_status alloc_buffers(qie_denoiser *d, const qie_run *run, qie_error *
     return qie_run_mat(run, run->act, rows, 4 * dim, &d->hidden, err);
 }
 
+/* Rotary tables: those of the picture's rows are the same in both passes. */
+static qie_status fill_tables(qie_denoiser *d, const qie_run *run, const qie_size_plan *sizes,
+                              qie_error *err) {
+    const qie_transformer_config *c = &d->t->c;
+    int64_t half = c->attention_head_dim / 2;
+    size_t image = sizeof(float) * (size_t)(d->n_image * half);
+    for (int p = 0; p < d->n_passes; p++) {
+        qie_run_mark mark = qie_run_mark_get(run);
+        int64_t at = d->n_text[p] * half, rows = p ? d->n_text[p] : d->n_text[p] + d->n_image;
+        size_t bytes = sizeof(float) * (size_t)(rows * half);
+        void *cosine, *sine;
+        QIE_TRY(qie_run_stage(run, d->cos[p], bytes, &cosine, err));
+        QIE_TRY(qie_run_stage(run, d->sin[p], bytes, &sine, err));
+        qie_rope_text(c, sizes, d->n_text[p], cosine, sine);
+        if (p == 0)
+            qie_rope_image(c, sizes, (float *)cosine + at, (float *)sine + at);
+        qie_run_commit(run, d->cos[p], cosine, bytes);
+        qie_run_commit(run, d->sin[p], sine, bytes);
+        qie_run_release(run, mark);
+        if (p == 0)
+            continue;
+        const qie_ops *ops = &run->compute->ops;
+        ops->copy(run->compute, d->cos[p] + at, d->cos[0] + d->n_text[0] * half, image);
+        ops->copy(run->compute, d->sin[p] + at, d->sin[0] + d->n_text[0] * half, image);
+        qie_run_share(run, d->cos[p] + at, image);
+        qie_run_share(run, d->sin[p] + at, image);
+    }
+    return QIE_OK;
+}
+
 /* The input layers are 1/1000 of the arithmetic: they run in f32 whatever the precision. */
 static qie_status embed_inputs(qie_denoiser *d, const qie_run *run, const qie_denoiser_inputs *in,
                                qie_error *err) {
     const qie_transformer *t = d->t;
     int64_t dim = t->c.inner_dim, joint = t->c.joint_attention_dim;
     int64_t n_ref = d->n_image - d->n_target;
-    qie_mat refs =
-        qie_mat_make((void *)(uintptr_t)in->image_latents, QIE_F32, n_ref, t->c.in_channels);
+    qie_run_mark outer = qie_run_mark_get(run);
+    const void *lent;
+    qie_run_group(run, &t->fixed, &t->blocks[0].modulation, 0, NULL);
+    QIE_TRY(qie_run_lend(run, in->image_latents, sizeof(float) * (size_t)(n_ref * t->c.in_channels),
+                         &lent, err));
+    qie_mat refs = qie_mat_make((void *)(uintptr_t)lent, QIE_F32, n_ref, t->c.in_channels);
     qie_run_linear(run, refs, &t->img_in, QIE_ACT_NONE, QIE_STORE_SET,
                    qie_mat_make(d->ref_in, QIE_F32, n_ref, dim));
-    int64_t half = t->c.attention_head_dim / 2;
+    qie_run_share(run, d->ref_in, sizeof(float) * (size_t)(n_ref * dim));
     for (int p = 0; p < d->n_passes; p++) {
-        size_t mark = qie_arena_mark(run->arena);
+        qie_run_mark mark = qie_run_mark_get(run);
         qie_mat normed;
         QIE_TRY(qie_run_mat(run, QIE_F32, d->n_text[p], joint, &normed, err));
-        qie_mat text =
-            qie_mat_make((void *)(uintptr_t)in->prompt_embeds[p], QIE_F32, d->n_text[p], joint);
+        QIE_TRY(qie_run_lend(run, in->prompt_embeds[p],
+                             sizeof(float) * (size_t)(d->n_text[p] * joint), &lent, err));
+        qie_mat text = qie_mat_make((void *)(uintptr_t)lent, QIE_F32, d->n_text[p], joint);
         run->compute->ops.rms_norm(run->compute, text, t->txt_norm, EPS, normed);
         qie_run_linear(run, normed, &t->txt_in, QIE_ACT_NONE, QIE_STORE_SET,
                        qie_mat_make(d->txt_in[p], QIE_F32, d->n_text[p], dim));
-        qie_arena_release(run->arena, mark);
-        qie_rope_text(&t->c, in->sizes, d->n_text[p], d->cos[p], d->sin[p]);
-        if (p == 0)
-            qie_rope_image(&t->c, in->sizes, d->cos[0] + d->n_text[0] * half,
-                           d->sin[0] + d->n_text[0] * half);
-        else {
-            size_t bytes = sizeof(float) * (size_t)(d->n_image * half);
-            memcpy(d->cos[p] + d->n_text[p] * half, d->cos[0] + d->n_text[0] * half, bytes);
-            memcpy(d->sin[p] + d->n_text[p] * half, d->sin[0] + d->n_text[0] * half, bytes);
-        }
+        qie_run_share(run, d->txt_in[p], sizeof(float) * (size_t)(d->n_text[p] * dim));
+        qie_run_release(run, mark);
     }
-    return QIE_OK;
+    qie_run_release(run, outer);
+    return fill_tables(d, run, in->sizes, err);
 }
 
 qie_status qie_denoiser_create(qie_transformer *t, const qie_run *run,
                                const qie_denoiser_inputs *in, qie_denoiser **out, qie_error *err) {
     *out = NULL;
     void *p;
-    QIE_TRY(qie_run_alloc(run, sizeof(qie_denoiser), &p, err));
+    QIE_TRY(qie_run_alloc_host(run, sizeof(qie_denoiser), &p, err));
     qie_denoiser *d = p;
     memset(d, 0, sizeof *d);
     d->t = t;
@@ -390,9 +478,9 @@ static void observe_block(const qie_denoiser *d, const qie_run *run, int i_block
     char name[64];
     snprintf(name, sizeof name, "block.%d.img", i_block);
     int64_t img[3] = {1, d->n_image, dim}, txt[3] = {1, d->n_text[pass], dim};
-    qie_observe_f32(run->observer, name, d->x_img, 3, img);
+    qie_run_observe(run, name, d->x_img, 3, img);
     snprintf(name, sizeof name, "block.%d.txt", i_block);
-    qie_observe_f32(run->observer, name, d->x_txt, 3, txt);
+    qie_run_observe(run, name, d->x_txt, 3, txt);
 }
 
 /* Is the last block's whole output asked for by a dump? Then it is computed in full. */
@@ -411,22 +499,30 @@ qie_status qie_denoiser_forward(qie_denoiser *d, const qie_run *run, int i_step,
         QIE_TRY(modulate_steps(d, run, i_step, err));
     int row = i_step - d->mod_first;
     qie_mat x = qie_mat_make((void *)(uintptr_t)latents, QIE_F32, d->n_target, t->c.in_channels);
+    const qie_ops *ops = &run->compute->ops;
+    qie_run_group(run, &t->fixed, &t->blocks[0].rest, 0, NULL);
     qie_run_linear(run, x, &t->img_in, QIE_ACT_NONE, QIE_STORE_SET,
                    qie_mat_make(d->x_img, QIE_F32, d->n_target, dim));
-    memcpy(d->x_img + d->n_target * dim, d->ref_in,
-           sizeof(float) * (size_t)((d->n_image - d->n_target) * dim));
-    memcpy(d->x_txt, d->txt_in[i_pass], sizeof(float) * (size_t)(d->n_text[i_pass] * dim));
+    ops->copy(run->compute, d->x_img + d->n_target * dim, d->ref_in,
+              sizeof(float) * (size_t)((d->n_image - d->n_target) * dim));
+    ops->copy(run->compute, d->x_txt, d->txt_in[i_pass],
+              sizeof(float) * (size_t)(d->n_text[i_pass] * dim));
+    /* What one block leaves for the next. */
+    const qie_range live[2] = {{d->x_img, sizeof(float) * (size_t)(d->n_image * dim)},
+                               {d->x_txt, sizeof(float) * (size_t)(d->n_text[i_pass] * dim)}};
     bool observing = run->observer && i_step == 0 && i_pass == 0,
          whole = observing && wants_last(d, run);
     for (int b = 0; b < t->c.num_layers; b++) {
         QIE_TRY(qie_run_check(run, err));
         if (d->prefetch)
             prefetch_block(d, b + 1);
+        qie_run_group(run, &t->blocks[b].rest, &t->blocks[(b + 1) % t->c.num_layers].rest, 2, live);
         run_block(d, run, b, row, i_pass, b == t->c.num_layers - 1 && !whole);
         if (observing)
             observe_block(d, run, b, i_pass);
     }
     d->prefetch = d->larger_than_memory;
+    qie_run_group(run, &t->fixed, &t->blocks[0].rest, 1, live);
     const float *m = d->mod_out + (int64_t)row * 2 * dim; /* scale, then shift: unlike the blocks */
     /* the output layer in f32: 64 columns; d->hidden is free and large enough (4 D of at least 2
      * bytes) */
@@ -441,16 +537,20 @@ qie_status qie_denoiser_forward(qie_denoiser *d, const qie_run *run, int i_step,
 qie_status qie_denoiser_probe(qie_denoiser *d, const qie_run *run, double *seconds_per_block,
                               qie_error *err) {
     if (d->mod_first < 0) { /* any numbers do: time does not depend on them */
-        memset(d->mod, 0, sizeof(float) * (size_t)(2 * d->mod_rows * 6 * d->t->c.inner_dim));
+        qie_run_zero(run, d->mod,
+                     sizeof(float) * (size_t)(2 * d->mod_rows * 6 * d->t->c.inner_dim));
         d->mod_count = d->mod_rows - 1;
     }
-    memset(d->x_img, 0, sizeof(float) * (size_t)(d->n_image * d->t->c.inner_dim));
-    memset(d->x_txt, 0, sizeof(float) * (size_t)(d->max_text * d->t->c.inner_dim));
+    qie_run_zero(run, d->x_img, sizeof(float) * (size_t)(d->n_image * d->t->c.inner_dim));
+    qie_run_zero(run, d->x_txt, sizeof(float) * (size_t)(d->max_text * d->t->c.inner_dim));
+    qie_run_group(run, &d->t->blocks[0].rest, NULL, 0, NULL);
     double best = INFINITY;
     for (int i = 0; i < 2; i++) { /* the first one reads the weights from disk */
         QIE_TRY(qie_run_check(run, err));
         double t0 = qie_now_s();
         run_block(d, run, 0, 0, 0, false);
+        float one;
+        QIE_TRY(qie_run_fetch(run, &one, d->x_img, sizeof one, err)); /* waits for a device */
         double s = qie_now_s() - t0;
         best = s < best ? s : best;
         if (best > 5)

@@ -18,6 +18,8 @@ typedef struct qie_transformer qie_transformer;
 qie_status qie_transformer_open(const qie_transformer_config *c, const qie_weights *w,
                                 qie_transformer **out, qie_error *err);
 void qie_transformer_close(qie_transformer *t);
+/* Its groups of weights in order of use, 1 + 2 * num_layers of them. */
+size_t qie_transformer_groups(qie_transformer *t, qie_weight_group **out);
 
 /* State of one edit: buffers in the run's arena, dead when the arena is released. */
 typedef struct qie_denoiser qie_denoiser;
@@ -36,7 +38,7 @@ typedef struct qie_denoiser_inputs {
 qie_status qie_denoiser_create(qie_transformer *t, const qie_run *run,
                                const qie_denoiser_inputs *in, qie_denoiser **out, qie_error *err);
 /* Velocity of step i_step for pass i_pass: latents [n_target, in_channels] -> velocity, same shape,
- * F32. Errors: QIE_E_CANCELLED between blocks. */
+ * F32, both in memory of operations. Errors: QIE_E_CANCELLED between blocks. */
 qie_status qie_denoiser_forward(qie_denoiser *d, const qie_run *run, int i_step, int i_pass,
                                 const float *latents, float *velocity, qie_error *err);
 

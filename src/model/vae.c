@@ -40,7 +40,45 @@ typedef struct side {
 struct qie_vae {
     qie_vae_config c;
     side enc, dec;
+    qie_weight_group group; /* all of it: used in one go, and small */
 };
+
+static void group_conv(qie_weight_group *g, const conv *c) {
+    const qie_conv_weight *w = &c->w;
+    qie_group_add(g, w->data,
+                  (size_t)w->out * (size_t)w->in * (size_t)(w->kt * w->kh * w->kw) *
+                      qie_dtype_size(w->dtype));
+    qie_group_add_vec(g, c->b);
+}
+
+static void group_resnet(qie_weight_group *g, const resnet *r) {
+    qie_group_add_vec(g, r->norm1);
+    qie_group_add_vec(g, r->norm2);
+    group_conv(g, &r->conv1);
+    group_conv(g, &r->conv2);
+    group_conv(g, &r->shortcut);
+}
+
+static void group_side(qie_weight_group *g, const side *s) {
+    group_conv(g, &s->in);
+    group_conv(g, &s->out);
+    group_conv(g, &s->quant);
+    qie_group_add_vec(g, s->norm_out);
+    group_resnet(g, &s->mid.res[0]);
+    group_resnet(g, &s->mid.res[1]);
+    qie_group_add_vec(g, s->mid.norm);
+    qie_group_add_linear(g, &s->mid.to_qkv);
+    qie_group_add_linear(g, &s->mid.proj);
+    for (int l = 0; l < QIE_MAX_VAE_LEVELS; l++) {
+        for (int r = 0; r < s->levels[l].n_res && s->levels[l].res; r++)
+            group_resnet(g, &s->levels[l].res[r]);
+        group_conv(g, &s->levels[l].resample);
+    }
+}
+
+qie_weight_group *qie_vae_weights(qie_vae *v) {
+    return &v->group;
+}
 
 static qie_status bind_conv(const qie_weights *w, const char *name, int out, int in, int kt, int k,
                             bool flat, conv *c, qie_error *err) {
@@ -151,6 +189,9 @@ qie_status qie_vae_open(const qie_vae_config *c, const qie_weights *w, qie_vae *
     }
     QIE_TRY_GOTO(bind_encoder(v, w, err));
     QIE_TRY_GOTO(bind_decoder(v, w, err));
+    v->group.kind = QIE_GROUP_VAE;
+    group_side(&v->group, &v->enc);
+    group_side(&v->group, &v->dec);
     *out = v;
     return QIE_OK;
 fail:
@@ -165,6 +206,7 @@ void qie_vae_close(qie_vae *v) {
         free(v->enc.levels[l].res);
         free(v->dec.levels[l].res);
     }
+    qie_group_release(&v->group);
     free(v);
 }
 
@@ -231,7 +273,7 @@ static qie_status run_mid(maps *m, const mid_block *mid, int h, int w, qie_error
     QIE_TRY(qie_run_check(run, err));
     int c = (int)mid->proj.w.n;
     int64_t n = (int64_t)h * w;
-    size_t mark = qie_arena_mark(run->arena);
+    qie_run_mark mark = qie_run_mark_get(run);
     qie_mat qkv;
     QIE_TRY(qie_run_mat(run, run->act, n, 3ll * c, &qkv, err));
     qie_fmap x = map_of(m, m->x, h, w, c), a = map_of(m, m->a, h, w, c),
@@ -255,7 +297,7 @@ static qie_status run_mid(maps *m, const mid_block *mid, int h, int w, qie_error
     run->compute->ops.attention(run->compute, &at);
     qie_run_linear(run, qie_fmap_as_mat(b), &mid->proj, QIE_ACT_NONE, QIE_STORE_ADD,
                    qie_fmap_as_mat(x));
-    qie_arena_release(run->arena, mark);
+    qie_run_release(run, mark);
     return run_resnet(m, &mid->res[1], h, w, err);
 }
 
@@ -272,7 +314,7 @@ static qie_status take_maps(const qie_vae *v, const qie_run *run, int ph, int pw
 static qie_status encode_whole(qie_vae *v, const qie_run *run, const float *pixels, int64_t stride,
                                int h, int w, float *moments, qie_error *err) {
     const side *s = &v->enc;
-    size_t mark = qie_arena_mark(run->arena);
+    qie_run_mark mark = qie_run_mark_get(run);
     maps m;
     void *p;
     QIE_TRY(take_maps(v, run, h, w, &m, err));
@@ -281,13 +323,17 @@ static qie_status encode_whole(qie_vae *v, const qie_run *run, const float *pixe
     qie_fmap raw = {p, QIE_F32, lh, lw, z2};
     /* The picture in f32, as it comes: the first layer has 3 channels. m.a holds it when it is a
      * window. */
-    qie_fmap px = {(void *)(uintptr_t)pixels, QIE_F32, h, w, 3};
+    size_t bytes = sizeof(float) * 3 * (size_t)h * (size_t)w;
     if (stride != 3ll * w) {
-        QIE_TRY(qie_run_alloc(run, sizeof(float) * 3 * (size_t)h * (size_t)w, &p, err));
+        QIE_TRY(qie_run_alloc_host(run, bytes, &p, err));
         for (int y = 0; y < h; y++)
             memcpy((float *)p + 3ll * w * y, pixels + stride * y, sizeof(float) * 3 * (size_t)w);
-        px.data = p;
+        pixels = p;
     }
+    const void *lent;
+    QIE_TRY(qie_run_lend(run, pixels, bytes, &lent, err));
+    qie_run_group(run, &v->group, NULL, 0, NULL);
+    qie_fmap px = {(void *)(uintptr_t)lent, QIE_F32, h, w, 3};
     run_conv(run, px, &s->in, 1, false, NO_MAP, map_of(&m, m.x, h, w, s->in.w.out));
     for (int l = 0; l < v->c.n_levels; l++) {
         for (int r = 0; r < s->levels[l].n_res; r++)
@@ -299,9 +345,12 @@ static qie_status encode_whole(qie_vae *v, const qie_run *run, const float *pixe
     qie_fmap x = map_of(&m, m.x, h, w, s->out.w.in);
     run->compute->ops.channel_norm(run->compute, x, s->norm_out, true, x);
     run_conv(run, x, &s->out, 1, false, NO_MAP, raw);
-    qie_fmap dst = {moments, QIE_F32, lh, lw, z2};
+    bytes = sizeof(float) * (size_t)lh * (size_t)lw * (size_t)z2;
+    QIE_TRY(qie_run_result(run, moments, bytes, &p, err));
+    qie_fmap dst = {p, QIE_F32, lh, lw, z2};
     run_conv(run, raw, &s->quant, 1, false, NO_MAP, dst);
-    qie_arena_release(run->arena, mark);
+    QIE_TRY(qie_run_fetch(run, moments, p, bytes, err));
+    qie_run_release(run, mark);
     return QIE_OK;
 }
 
@@ -309,17 +358,20 @@ static qie_status encode_whole(qie_vae *v, const qie_run *run, const float *pixe
 static qie_status decode_whole(qie_vae *v, const qie_run *run, const float *latents, int64_t stride,
                                int h, int w, float *pixels, qie_error *err) {
     const side *s = &v->dec;
-    size_t mark = qie_arena_mark(run->arena);
+    qie_run_mark mark = qie_run_mark_get(run);
     maps m;
     int z = v->c.z_dim, f = v->c.scale_factor;
-    void *in, *quant;
+    void *in, *quant, *staged, *out;
     size_t bytes = sizeof(float) * (size_t)h * (size_t)w * (size_t)z;
     QIE_TRY(take_maps(v, run, h * f, w * f, &m, err));
     QIE_TRY(qie_run_alloc(run, bytes, &in, err));
     QIE_TRY(qie_run_alloc(run, bytes, &quant, err));
+    QIE_TRY(qie_run_stage(run, in, bytes, &staged, err));
     for (int y = 0; y < h; y++)
-        memcpy((float *)in + (int64_t)y * w * z, latents + stride * y,
+        memcpy((float *)staged + (int64_t)y * w * z, latents + stride * y,
                sizeof(float) * (size_t)w * (size_t)z);
+    qie_run_commit(run, in, staged, bytes);
+    qie_run_group(run, &v->group, NULL, 0, NULL);
     qie_fmap a = {in, QIE_F32, h, w, z}, b = {quant, QIE_F32, h, w, z};
     run_conv(run, a, &s->quant, 1, false, NO_MAP, b);
     run_conv(run, b, &s->in, 1, false, NO_MAP, map_of(&m, m.x, h, w, s->in.w.out));
@@ -330,10 +382,13 @@ static qie_status decode_whole(qie_vae *v, const qie_run *run, const float *late
         if (s->levels[u].resample.w.data)
             resample(&m, &s->levels[u].resample, &h, &w, true);
     }
-    qie_fmap x = map_of(&m, m.x, h, w, s->out.w.in), dst = {pixels, QIE_F32, h, w, 3};
+    bytes = sizeof(float) * 3 * (size_t)h * (size_t)w;
+    QIE_TRY(qie_run_result(run, pixels, bytes, &out, err));
+    qie_fmap x = map_of(&m, m.x, h, w, s->out.w.in), dst = {out, QIE_F32, h, w, 3};
     run->compute->ops.channel_norm(run->compute, x, s->norm_out, true, x);
     run_conv(run, x, &s->out, 1, false, NO_MAP, dst);
-    qie_arena_release(run->arena, mark);
+    QIE_TRY(qie_run_fetch(run, pixels, out, bytes, err));
+    qie_run_release(run, mark);
     return QIE_OK;
 }
 
@@ -383,14 +438,14 @@ typedef qie_status (*tile_fn)(void *arg, int ty, int tx, float *out, int *h, int
 static qie_status run_tiles(const qie_run *run, const tiling *t, tile_fn fn, void *arg, float *dst,
                             qie_error *err) {
     int ny = (t->out_h + t->step - 1) / t->step, nx = (t->out_w + t->step - 1) / t->step;
-    size_t one = (size_t)t->tile * (size_t)t->tile * (size_t)t->channels,
-           mark = qie_arena_mark(run->arena);
+    size_t one = (size_t)t->tile * (size_t)t->tile * (size_t)t->channels;
+    qie_run_mark mark = qie_run_mark_get(run);
     tile_row rows[2];
     for (int i = 0; i < 2; i++) {
         void *p;
-        QIE_TRY(qie_run_alloc(run, sizeof(float) * one * (size_t)nx, &p, err));
+        QIE_TRY(qie_run_alloc_host(run, sizeof(float) * one * (size_t)nx, &p, err));
         rows[i].tiles = p;
-        QIE_TRY(qie_run_alloc(run, sizeof(int) * (size_t)nx, &p, err));
+        QIE_TRY(qie_run_alloc_host(run, sizeof(int) * (size_t)nx, &p, err));
         rows[i].w = p;
         rows[i].h = 0;
     }
@@ -419,7 +474,7 @@ static qie_status run_tiles(const qie_run *run, const tiling *t, tile_fn fn, voi
             }
         }
     }
-    qie_arena_release(run->arena, mark);
+    qie_run_release(run, mark);
     return QIE_OK;
 }
 
@@ -456,9 +511,10 @@ static qie_status decode_tile(void *arg, int ty, int tx, float *out, int *h, int
 qie_status qie_vae_encode(qie_vae *v, const qie_run *run, const float *pixels, int h, int w,
                           bool tiled, float *mean, qie_error *err) {
     int f = v->c.scale_factor, z = v->c.z_dim, lh = h / f, lw = w / f;
-    size_t mark = qie_arena_mark(run->arena);
+    qie_run_mark mark = qie_run_mark_get(run);
     void *p;
-    QIE_TRY(qie_run_alloc(run, sizeof(float) * 2 * (size_t)z * (size_t)lh * (size_t)lw, &p, err));
+    QIE_TRY(
+        qie_run_alloc_host(run, sizeof(float) * 2 * (size_t)z * (size_t)lh * (size_t)lw, &p, err));
     float *moments = p;
     if (tiled && (h > QIE_VAE_TILE_PX || w > QIE_VAE_TILE_PX)) {
         tile_job j = {v, run, pixels, h, w};
@@ -468,7 +524,7 @@ qie_status qie_vae_encode(qie_vae *v, const qie_run *run, const float *pixels, i
         QIE_TRY(encode_whole(v, run, pixels, 3ll * w, h, w, moments, err));
     for (int64_t i = 0; i < (int64_t)lh * lw; i++) /* mean first, log variance behind it */
         memcpy(mean + i * z, moments + i * 2 * z, sizeof(float) * (size_t)z);
-    qie_arena_release(run->arena, mark);
+    qie_run_release(run, mark);
     return QIE_OK;
 }
 

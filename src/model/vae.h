@@ -16,6 +16,7 @@ typedef struct qie_vae qie_vae;
 qie_status qie_vae_open(const qie_vae_config *c, const qie_weights *w, qie_vae **out,
                         qie_error *err);
 void qie_vae_close(qie_vae *v);
+qie_weight_group *qie_vae_weights(qie_vae *v);
 
 /* Encode: pixels [h, w, 3] F32 in -1..1 -> mean of the posterior, [h/8, w/8, z_dim] F32 (not
  * normalised). h and w are multiples of the scale factor. Errors: QIE_E_CANCELLED between levels.

@@ -129,26 +129,56 @@ static qie_status allocate(const qie_vision_config *v, const qie_run *run, const
     int64_t unit = (int64_t)v->spatial_merge_size * v->spatial_merge_size;
     int64_t patch = 3ll * v->temporal_patch_size * v->patch_size * v->patch_size;
     size_t half = (size_t)(h / v->num_heads / 2);
-#define GET(field, bytes)                                \
-    do {                                                 \
-        void *mem;                                       \
-        QIE_TRY(qie_run_alloc(run, (bytes), &mem, err)); \
-        b->field = mem;                                  \
+#define GET_FROM(alloc, field, bytes)            \
+    do {                                         \
+        void *mem;                               \
+        QIE_TRY(alloc(run, (bytes), &mem, err)); \
+        b->field = mem;                          \
     } while (0)
-    GET(index, sizeof(int32_t) * (size_t)t);
-    GET(rows_cols, sizeof(int32_t) * (size_t)p * 2);
-    GET(bounds, sizeof(int64_t) * (size_t)(t + 1));
-    GET(whole, sizeof(int64_t) * (QIE_MAX_PICTURES + 1));
+#define GET(field, bytes) GET_FROM(qie_run_alloc, field, bytes)
+#define GET_HOST(field, bytes) GET_FROM(qie_run_alloc_host, field, bytes)
+    GET_HOST(index, sizeof(int32_t) * (size_t)t);
+    GET_HOST(rows_cols, sizeof(int32_t) * (size_t)p * 2);
+    GET_HOST(bounds, sizeof(int64_t) * (size_t)(t + 1));
+    GET_HOST(whole, sizeof(int64_t) * (QIE_MAX_PICTURES + 1));
     GET(cos, sizeof(float) * (size_t)p * half);
     GET(sin, sizeof(float) * (size_t)p * half);
     GET(ordered, sizeof(float) * (size_t)(p * patch));
     GET(merged, sizeof(float) * (size_t)(t * v->out_hidden_size));
 #undef GET
+#undef GET_HOST
+#undef GET_FROM
     QIE_TRY(qie_run_mat(run, QIE_F32, p, h, &b->x, err));
     QIE_TRY(qie_run_mat(run, run->act, p, h, &b->h, err));
     QIE_TRY(qie_run_mat(run, run->act, p, 3 * h, &b->qkv, err));
     QIE_TRY(qie_run_mat(run, run->act, p, v->intermediate_size, &b->gate, err));
     return qie_run_mat(run, run->act, t, unit * h, &b->wide, err);
+}
+
+/* Patches in the tower's order, and the rotary tables of their places. */
+static qie_status fill_inputs(const qie_vision_config *v, const qie_run *run,
+                              const qie_size_plan *sizes, const float *patches,
+                              const vision_buffers *b, qie_error *err) {
+    int64_t unit = (int64_t)v->spatial_merge_size * v->spatial_merge_size;
+    int64_t patch = 3ll * v->temporal_patch_size * v->patch_size * v->patch_size;
+    size_t group = sizeof(float) * (size_t)(unit * patch);
+    size_t all = group * (size_t)sizes->n_vision_tokens;
+    size_t table =
+        sizeof(float) * (size_t)sizes->n_patches * (size_t)(v->hidden_size / v->num_heads / 2);
+    void *cosine, *sine, *ordered;
+    qie_run_mark mark = qie_run_mark_get(run);
+    QIE_TRY(qie_run_stage(run, b->cos, table, &cosine, err));
+    QIE_TRY(qie_run_stage(run, b->sin, table, &sine, err));
+    QIE_TRY(qie_run_stage(run, b->ordered, all, &ordered, err));
+    patch_positions(v, sizes, b->index, b->rows_cols);
+    qie_rope_vision(v, b->rows_cols, sizes->n_patches, cosine, sine);
+    for (int64_t t = 0; t < sizes->n_vision_tokens; t++)
+        memcpy((float *)ordered + t * unit * patch, patches + b->index[t] * unit * patch, group);
+    qie_run_commit(run, b->cos, cosine, table);
+    qie_run_commit(run, b->sin, sine, table);
+    qie_run_commit(run, b->ordered, ordered, all);
+    qie_run_release(run, mark);
+    return QIE_OK;
 }
 
 qie_status qie_vision_encode(qie_text_encoder *e, const qie_run *run, const qie_size_plan *sizes,
@@ -157,28 +187,29 @@ qie_status qie_vision_encode(qie_text_encoder *e, const qie_run *run, const qie_
     const qie_vision *w = &e->vision;
     int64_t unit = (int64_t)v->spatial_merge_size * v->spatial_merge_size;
     int64_t patch = 3ll * v->temporal_patch_size * v->patch_size * v->patch_size;
-    size_t mark = qie_arena_mark(run->arena);
+    qie_run_mark mark = qie_run_mark_get(run);
     vision_buffers b;
     QIE_TRY(allocate(v, run, sizes, &b, err));
     b.n_windows = qie_vision_windows(v, sizes, b.index, b.bounds);
     b.whole[0] = 0;
     for (int i = 0; i < sizes->n_images; i++)
         b.whole[i + 1] = b.whole[i] + sizes->images[i].n_patches;
-    patch_positions(v, sizes, b.index, b.rows_cols);
-    qie_rope_vision(v, b.rows_cols, sizes->n_patches, b.cos, b.sin);
-    size_t group = sizeof(float) * (size_t)(unit * patch);
-    for (int64_t t = 0; t < sizes->n_vision_tokens; t++)
-        memcpy(b.ordered + t * unit * patch, patches + b.index[t] * unit * patch, group);
+    qie_run_group(run, &w->fixed, &w->blocks[0].group, 0, NULL);
+    QIE_TRY(fill_inputs(v, run, sizes, patches, &b, err));
     qie_run_linear(run, qie_mat_make(b.ordered, QIE_F32, sizes->n_patches, patch), &w->patch_embed,
                    QIE_ACT_NONE, QIE_STORE_SET, b.x);
+    const qie_range live = {b.x.data, sizeof(float) * (size_t)(sizes->n_patches * v->hidden_size)};
     for (int i = 0; i < v->depth; i++) {
         QIE_TRY(qie_run_check(run, err));
         bool full = false;
         for (int f = 0; f < v->n_fullatt; f++)
             full = full || v->fullatt_block_indexes[f] == i;
+        qie_run_group(run, &w->blocks[i].group,
+                      i + 1 < v->depth ? &w->blocks[i + 1].group : &w->fixed, 1, &live);
         vision_block(v, run, &w->blocks[i], b.x, b.h, b.qkv, b.gate, b.cos, b.sin,
                      full ? b.whole : b.bounds, full ? (size_t)sizes->n_images : b.n_windows);
     }
+    qie_run_group(run, &w->fixed, &e->layers[0].group, 1, &live);
     run->compute->ops.rms_norm(run->compute, b.x, w->ln_q, VISION_EPS, b.h);
     qie_mat grouped =
         qie_mat_make(b.h.data, b.h.dtype, sizes->n_vision_tokens, unit * v->hidden_size);
@@ -186,10 +217,14 @@ qie_status qie_vision_encode(qie_text_encoder *e, const qie_run *run, const qie_
     int64_t out = v->out_hidden_size;
     qie_run_linear(run, b.wide, &w->merge2, QIE_ACT_NONE, QIE_STORE_SET,
                    qie_mat_make(b.merged, QIE_F32, sizes->n_vision_tokens, out));
+    const void *merged;
+    QIE_TRY(qie_run_view(run, b.merged, sizeof(float) * (size_t)(sizes->n_vision_tokens * out),
+                         &merged, err));
     int64_t shape[2] = {sizes->n_vision_tokens, out};
-    qie_observe_f32(run->observer, "merger_out_window_order", b.merged, 2, shape);
+    qie_observe_f32(run->observer, "merger_out_window_order", merged, 2, shape);
     for (int64_t t = 0; t < sizes->n_vision_tokens; t++)
-        memcpy(features + b.index[t] * out, b.merged + t * out, sizeof(float) * (size_t)out);
-    qie_arena_release(run->arena, mark);
+        memcpy(features + b.index[t] * out, (const float *)merged + t * out,
+               sizeof(float) * (size_t)out);
+    qie_run_release(run, mark);
     return QIE_OK;
 }

@@ -162,7 +162,8 @@ QTEST(test_engine_memory_use_equals_plan) {
             ASSERT_OK(qie_prepare(&m, &o, bf16 ? QIE_BF16 : QIE_F32, 0, &p, &e));
             qie_arena *arena;
             ASSERT_OK(qie_arena_create((size_t)p.memory.total + 65536, &arena, &e));
-            qie_run run = {.compute = c, .arena = arena, .act = bf16 ? QIE_BF16 : QIE_F32};
+            qie_run run = {
+                .compute = c, .arena = arena, .device = arena, .act = bf16 ? QIE_BF16 : QIE_F32};
             qie_edit_result r;
             bool bad;
             ASSERT_OK(qie_pipeline_run(&m, &run, &p, &r, &bad, &e));

@@ -23,7 +23,7 @@ static qie_status setup(fixture *f, qie_error *e) {
         st = qie_arena_create(1u << 28, &f->arena, e);
     if (st == QIE_OK)
         st = qie_weights_open_file(GOLDEN "unit/vae-tiling.safetensors", &f->ref, e);
-    f->run = (qie_run){.compute = f->c, .arena = f->arena, .act = QIE_F32};
+    f->run = (qie_run){.compute = f->c, .arena = f->arena, .device = f->arena, .act = QIE_F32};
     return st;
 }
 

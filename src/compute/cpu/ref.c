@@ -301,6 +301,26 @@ static void ref_cfg_combine(qie_compute *c, const float *cond, const float *unco
     }
 }
 
+static void ref_axpy(qie_compute *c, float a, const float *x, float *y, int64_t n) {
+    (void)c;
+    for (int64_t i = 0; i < n; i++)
+        y[i] += a * x[i];
+}
+
+static bool ref_all_finite(qie_compute *c, const float *v, int64_t n) {
+    (void)c;
+    /* x * 0 is 0 for finite values only: one pass that the compiler vectorises */
+    float sum = 0;
+    for (int64_t i = 0; i < n; i++)
+        sum += v[i] * 0.0f;
+    return sum == 0;
+}
+
+static void ref_copy(qie_compute *c, void *dst, const void *src, size_t n_bytes) {
+    (void)c;
+    memcpy(dst, src, n_bytes);
+}
+
 void qie_ref_fill(qie_ops *ops) {
     ops->linear = ref_linear;
     ops->rms_norm = ref_rms_norm;
@@ -312,4 +332,7 @@ void qie_ref_fill(qie_ops *ops) {
     ops->embed = ref_embed;
     ops->convert = ref_convert;
     ops->cfg_combine = ref_cfg_combine;
+    ops->axpy = ref_axpy;
+    ops->all_finite = ref_all_finite;
+    ops->copy = ref_copy;
 }
