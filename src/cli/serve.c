@@ -5,10 +5,12 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 #include <sys/resource.h>
 #include <unistd.h>
 
 #include "base/error.h"
+#include "base/nvml.h"
 #include "base/parallel.h"
 #include "cli/commands.h"
 #include "cli/model_choice.h"
@@ -19,7 +21,8 @@
 
 typedef struct prepared {
     svc_options o;
-    char self[PATH_MAX], state[PATH_MAX], gpus[1024], numbers[6][32];
+    char self[PATH_MAX], state[PATH_MAX], gpus[4096], numbers[6][32], revision[64];
+    qie_gpus found;
     char *model;
 } prepared;
 
@@ -47,24 +50,82 @@ static qie_status find_state_dir(const cli_values *v, prepared *p, qie_error *er
     return QIE_OK;
 }
 
+/* The GPU that an entry of --gpus names: a physical index or a UUID (or the start of one, as CUDA
+ * takes it). -1: none. */
+static int gpu_of(const qie_gpus *g, const char *text) {
+    char *end;
+    long index = strtol(text, &end, 10);
+    for (int i = 0; i < g->n; i++)
+        if (*end ? !strncasecmp(g->gpus[i].uuid, text, strlen(text)) : g->gpus[i].index == index)
+            return i;
+    return -1;
+}
+
+static qie_status add_gpu(prepared *p, const char *text, const int *visible, int n_visible,
+                          qie_error *err) {
+    svc_options *o = &p->o;
+    bool digits = strspn(text, "0123456789") == strlen(text) && strlen(text) < 4;
+    QIE_FAIL_IF(!digits && strncasecmp(text, "GPU-", 4), QIE_E_INVALID, err, "--gpus",
+                "--gpus: '%s' is neither an index nor a UUID", text);
+    QIE_FAIL_IF(o->n_gpus == SVC_MAX_WORKERS, QIE_E_INVALID, err, "--gpus", "--gpus: too many");
+    svc_gpu *gpu = &o->gpus[o->n_gpus];
+    if (p->found.state != QIE_GPUS_OK) { /* a stand-in for the worker runs without a driver */
+        gpu->index = digits ? (int)strtol(text, NULL, 10) : o->n_gpus;
+        snprintf(gpu->bind, sizeof gpu->bind, "%s", text);
+        snprintf(gpu->name, sizeof gpu->name, "%s", text);
+        o->n_gpus++;
+        return QIE_OK;
+    }
+    int at = gpu_of(&p->found, text);
+    QIE_FAIL_IF(at < 0, QIE_E_INVALID, err, "--gpus",
+                "--gpus: there is no GPU '%s', only %d of them", text, p->found.n);
+    bool seen = false;
+    for (int i = 0; i < n_visible; i++)
+        seen = seen || visible[i] == at;
+    const qie_gpu *g = &p->found.gpus[at];
+    QIE_FAIL_IF(!seen, QIE_E_INVALID, err, "--gpus",
+                "--gpus: GPU %d is not among those that CUDA_VISIBLE_DEVICES leaves", g->index);
+    for (int i = 0; i < o->n_gpus; i++)
+        QIE_FAIL_IF(o->gpus[i].index == g->index, QIE_E_INVALID, err, "--gpus",
+                    "--gpus names GPU %d twice", g->index);
+    gpu->index = g->index;
+    memcpy(gpu->bind, g->uuid, sizeof gpu->bind); /* an index depends on who counts */
+    memcpy(gpu->name, g->name, sizeof gpu->name);
+    o->n_gpus++;
+    return QIE_OK;
+}
+
 /* "4,5,GPU-uuid" */
 static qie_status read_gpus(const cli_values *v, prepared *p, qie_error *err) {
     const char *text = cli_text(v, OPT_GPUS, "auto");
-    if (!strcmp(text, "auto") || !strcmp(text, "none"))
+    bool stand_in = cli_is_set(v, OPT_WORKER_PROGRAM), all = !strcmp(text, "auto");
+    int visible[QIE_GPUS_MAX];
+    /* Without a GPU back end "auto" is the CPU, whatever cards there are. */
+    if (!strcmp(text, "none") || (all && (!stand_in || !cli_is_set(v, OPT_GPUS))))
         return QIE_OK;
-    QIE_FAIL_IF(!cli_is_set(v, OPT_WORKER_PROGRAM), QIE_E_UNAVAILABLE, err, "--gpus",
+    QIE_FAIL_IF(!stand_in, QIE_E_UNAVAILABLE, err, "--gpus",
                 "--gpus: this build has no GPU back end; --gpus none computes on the CPU");
+    qie_gpus_probe(5000, &p->found);
+    int n = qie_gpus_visible(&p->found, getenv("CUDA_VISIBLE_DEVICES"), visible, NULL);
+    for (int i = 0; all && i < n; i++)
+        QIE_TRY(add_gpu(p, p->found.gpus[visible[i]].uuid, visible, n, err));
+    if (all)
+        return QIE_OK;
     snprintf(p->gpus, sizeof p->gpus, "%s", text);
     char *save = NULL;
-    for (char *t = strtok_r(p->gpus, ",", &save); t; t = strtok_r(NULL, ",", &save)) {
-        QIE_FAIL_IF(p->o.n_gpus == SVC_MAX_WORKERS, QIE_E_INVALID, err, "--gpus",
-                    "--gpus: too many");
-        QIE_FAIL_IF(strspn(t, "0123456789") != strlen(t) && strncmp(t, "GPU-", 4), QIE_E_INVALID,
-                    err, "--gpus", "--gpus: '%s' is neither an index nor a UUID", t);
-        p->o.gpus[p->o.n_gpus++] = t;
-    }
+    for (char *t = strtok_r(p->gpus, ",", &save); t; t = strtok_r(NULL, ",", &save))
+        QIE_TRY(add_gpu(p, t, visible, n, err));
     QIE_FAIL_IF(!p->o.n_gpus, QIE_E_INVALID, err, "--gpus", "--gpus names none");
     return QIE_OK;
+}
+
+/* Of a snapshot in the cache: .../snapshots/REVISION. */
+static void find_revision(prepared *p) {
+    const char *at = strstr(p->model, "/snapshots/");
+    size_t n = at ? strspn(at + 11, "0123456789abcdef") : 0;
+    if (n >= 7 && n < sizeof p->revision && (at[11 + n] == 0 || at[11 + n] == '/'))
+        snprintf(p->revision, sizeof p->revision, "%.*s", (int)n, at + 11);
+    p->o.model_revision = p->revision;
 }
 
 static void add(prepared *p, int *n, const char *flag, const char *value) {
@@ -131,6 +192,7 @@ static qie_status prepare(const cli_values *v, prepared *p, qie_error *err) {
     if (!strcmp(p->model, "demo") && !named)
         cli_note("no model named: this is the built-in demo model; --model or QWEN_EDIT_2511_DIR "
                  "names another");
+    find_revision(p);
     make_worker_args(v, p);
     return QIE_OK;
 }

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The service from outside, with the demo model: contract, queue, events, limits, restarts.
 
-    test_service.py PROGRAM [--rounds N]     N rounds of kill -9 (default 3)
+    test_service.py PROGRAM FAKEWORKER [CASE ...]
 Prints one line a case; exit status 1 if any failed. Nothing depends on how fast the machine is.
 """
 import base64
@@ -17,97 +17,10 @@ import subprocess
 import sys
 import tempfile
 import time
-import uuid
 
-PROGRAM = os.path.abspath(sys.argv[1])
-ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-PICTURE = open(os.path.join(ROOT, "demo", "samples", "ball.png"), "rb").read()
-ROUNDS = int(sys.argv[sys.argv.index("--rounds") + 1]) if "--rounds" in sys.argv else 3
-B64 = base64.b64encode(PICTURE).decode()
+from servicelib import B64, LONG, PICTURE, PROGRAM, ROOT, Service, free_port, run_cases
 
-
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
-
-
-class Service:
-    def __init__(self, *args, state=None):
-        self.state = state or tempfile.mkdtemp(prefix="qe-state-")
-        self.args, self.port, self.process = args, free_port(), None
-
-    def start(self, wait=True):
-        self.log = open(os.path.join(self.state, "log"), "ab")
-        self.process = subprocess.Popen(
-            [PROGRAM, "serve", "--model", "demo", "--threads", "1", "--port", str(self.port), "--state-dir",
-             self.state, *self.args], stdout=subprocess.DEVNULL, stderr=self.log)
-        if wait:
-            self.until(lambda: self.call("GET", "/health/ready")[0] in (200, 401))
-        return self
-
-    def until(self, what, seconds=120):
-        end = time.time() + seconds
-        while time.time() < end:
-            try:
-                value = what()
-                if value:
-                    return value
-            except OSError:
-                pass
-            time.sleep(0.05)
-        raise AssertionError("waited too long")
-
-    def call(self, method, path, body=None, headers=None, timeout=180):
-        c = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
-        try:
-            headers = dict(headers or {})
-            if isinstance(body, dict):
-                body = json.dumps(body)
-                headers.setdefault("Content-Type", "application/json")
-            c.request(method, path, body, headers)
-            r = c.getresponse()
-            data = r.read()
-            self.headers = r.headers
-            if "json" in r.headers.get("Content-Type", ""):
-                data = json.loads(data)
-            return r.status, data
-        finally:
-            c.close()
-
-    def form(self, path, fields, files, headers=None):
-        boundary = uuid.uuid4().hex
-        out = b""
-        for k, v in fields.items():
-            out += f'--{boundary}\r\nContent-Disposition: form-data; name="{k}"\r\n\r\n{v}\r\n'.encode()
-        for k, v in files:
-            out += f'--{boundary}\r\nContent-Disposition: form-data; name="{k}"; filename="a.png"\r\n\r\n'.encode()
-            out += v + b"\r\n"
-        out += f"--{boundary}--\r\n".encode()
-        return self.call("POST", path, out, {"Content-Type": f"multipart/form-data; boundary={boundary}",
-                                             **(headers or {})})
-
-    def job(self, **more):
-        return self.call("POST", "/v1/jobs", {"prompt": "turn the subject purple", "image_base64": B64, **more})
-
-    def finished(self, job, seconds=180):
-        def look():
-            code, j = self.call("GET", "/v1/jobs/" + job)
-            assert code == 200, (code, j)
-            return j if j["status"] not in ("queued", "running") else None
-        return self.until(look, seconds)
-
-    def kill(self):
-        self.process.kill()
-        self.process.wait()
-
-    def stop(self):
-        if self.process and self.process.poll() is None:
-            self.process.terminate()
-            self.process.wait(60)
-        code = self.process.returncode if self.process else 0
-        shutil.rmtree(self.state, ignore_errors=True)
-        return code
+ROUNDS = 200 if LONG else 3
 
 
 def refused(s, code, body, param=None, path="/edit"):
@@ -196,31 +109,14 @@ def case_refusals(s):
     assert s.call("GET", "/health", headers={"Origin": "http://evil.example"})[0] == 403
 
 
-def events(s, job, last=None):
-    c = http.client.HTTPConnection("127.0.0.1", s.port, timeout=180)
-    c.request("GET", f"/v1/jobs/{job}/events", headers={"Last-Event-ID": last} if last else {})
-    r = c.getresponse()
-    out, event = [], {}
-    for line in r:
-        line = line.decode().rstrip("\n")
-        if not line and "event" in event:
-            out.append(event)
-            event = {}
-        elif line and not line.startswith(":"):
-            k, v = line.split(": ", 1)
-            event[k] = v
-    c.close()
-    return out
-
-
 def case_jobs(s):
     code, j = s.job(seed=1)
     assert code == 202 and j["status"] == "queued", j
-    got = events(s, j["id"])
+    got = s.events(j["id"])
     names = [e["event"] for e in got]
     assert names[-1] == "completed" and "queued" in names, names
     assert [int(e["id"]) for e in got] == sorted({int(e["id"]) for e in got})
-    assert events(s, j["id"], got[-1]["id"])[-1]["event"] == "completed"
+    assert s.events(j["id"], got[-1]["id"])[-1]["event"] == "completed"
     assert s.call("GET", f"/v1/jobs/{j['id']}/result")[1][:4] == b"\x89PNG"
     assert s.headers["Content-Type"] == "image/png"
     assert s.call("GET", f"/v1/jobs/{j['id']}/inputs/0")[1] == PICTURE
@@ -275,15 +171,11 @@ def case_hostile(s):
     s.until(lambda: s.call("GET", "/v1/jobs?limit=1")[1]["data"][0]["status"] == "cancelled")
 
 
-def worker_pid(s):
-    return s.until(lambda: [w["pid"] for w in s.call("GET", "/health")[1]["workers"] if w["ready"] and w["pid"]])[0]
-
-
 def case_kill(s):
     done = []
     for i in range(ROUNDS):
         jobs = [s.job(num_inference_steps=8)[1]["id"] for _ in range(3)]
-        pid = worker_pid(s)
+        pid = s.worker_pid()
         time.sleep(random.random() * 0.6)
         what = ("worker", "master", "both")[i % 3]
         if what in ("worker", "both"):
@@ -329,24 +221,12 @@ def case_keys():
 
 
 def main():
-    failed = 0
-    s = Service().start()
-    cases = [(f.__name__, lambda f=f: f(s)) for f in
-             (case_contract, case_sizes_and_seeds, case_refusals, case_jobs, case_concurrent, case_hostile, case_kill)]
-    for name, run in cases + [("case_one_master", case_one_master), ("case_keys", case_keys)]:
-        start = time.time()
-        try:
-            run()
-            print(f"ok   {name} ({time.time() - start:.1f} s)", flush=True)
-        except Exception as e:
-            failed += 1
-            print(f"FAIL {name}: {type(e).__name__}: {str(e)[:600]}", flush=True)
-    if failed:
-        sys.stderr.write(open(os.path.join(s.state, "log"), errors="replace").read()[-3000:])
-    if s.stop() != 0:
-        failed += 1
-        print("FAIL the service did not stop in order")
-    print(f"test_service: {failed} failed")
+    with Service().start() as s:
+        cases = [(f.__name__, lambda f=f: f(s)) for f in
+                 (case_contract, case_sizes_and_seeds, case_refusals, case_jobs, case_concurrent, case_hostile, case_kill)]
+        failed = run_cases(cases + [("case_one_master", case_one_master), ("case_keys", case_keys)])
+        if failed:
+            sys.stderr.write(s.log()[-3000:])
     return 1 if failed else 0
 
 

@@ -8,6 +8,20 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "base/strbuf.h"
+
+void svc_text_clean(char *text, size_t cap) {
+    size_t n = strnlen(text, cap - 1);
+    memset(text + n, 0, cap - n);
+    for (size_t i = 0; i < n; i++)
+        if ((unsigned char)text[i] < 32 || text[i] == 127)
+            text[i] = '?';
+    if (!qie_utf8_valid(text, n))
+        for (size_t i = 0; i < n; i++)
+            if ((unsigned char)text[i] > 127)
+                text[i] = '?';
+}
+
 void svc_message_init(svc_message *m, svc_message_kind kind, uint64_t token) {
     memset(m, 0, sizeof *m);
     m->magic = SVC_MESSAGE_MAGIC;
@@ -56,22 +70,27 @@ int svc_message_receive(int channel, svc_message *m, int *fd) {
         n = recvmsg(channel, &h, MSG_CMSG_CLOEXEC);
     while (n < 0 && errno == EINTR);
     if (n < 0)
-        return errno == EAGAIN || errno == EWOULDBLOCK ? 0 : -1;
+        return errno == EAGAIN || errno == EWOULDBLOCK ? 0 : SVC_GONE;
+    if (n == 0)
+        return SVC_GONE;
     for (struct cmsghdr *c = CMSG_FIRSTHDR(&h); c; c = CMSG_NXTHDR(&h, c))
-        if (c->cmsg_level == SOL_SOCKET && c->cmsg_type == SCM_RIGHTS &&
-            c->cmsg_len == CMSG_LEN(sizeof(int)))
-            memcpy(fd, CMSG_DATA(c), sizeof *fd);
+        if (c->cmsg_level == SOL_SOCKET && c->cmsg_type == SCM_RIGHTS)
+            for (size_t at = CMSG_LEN(0); at + sizeof(int) <= c->cmsg_len; at += sizeof(int)) {
+                if (*fd >= 0)
+                    close(*fd); /* more than one was sent: the last one counts */
+                memcpy(fd, (const char *)c + at, sizeof *fd);
+            }
     if (n != (ssize_t)sizeof *m || m->magic != SVC_MESSAGE_MAGIC ||
         h.msg_flags & (MSG_TRUNC | MSG_CTRUNC)) {
         if (*fd >= 0)
             close(*fd);
         *fd = -1;
-        return -1;
+        return SVC_NONSENSE;
     }
-    m->job_id[sizeof m->job_id - 1] = 0;
-    m->stage[sizeof m->stage - 1] = 0;
-    m->param[sizeof m->param - 1] = 0;
-    m->text[sizeof m->text - 1] = 0;
+    svc_text_clean(m->job_id, sizeof m->job_id);
+    svc_text_clean(m->stage, sizeof m->stage);
+    svc_text_clean(m->param, sizeof m->param);
+    svc_text_clean(m->text, sizeof m->text);
     return 1;
 }
 

@@ -45,7 +45,7 @@ typedef struct svc_message {
 /* What a worker knows of its model. */
 typedef struct svc_model_info {
     char model[512], name[128], precision[16], backend[16], cpu_level[24];
-    char about_en[400], about_zh[400], revision[80];
+    char about_en[400], about_zh[400];
     int32_t n_threads, num_inference_steps, max_side, keep_size, is_demo, act_dtype;
     double true_cfg_scale;
     int64_t weights_bytes, ref_area;
@@ -71,9 +71,15 @@ typedef struct svc_result_head {
 void svc_message_init(svc_message *m, svc_message_kind kind, uint64_t token);
 /* fd < 0: none attached. False when the other side is gone or its buffer is full (errno). */
 bool svc_message_send(int channel, const svc_message *m, int fd);
-/* 1: a message, *fd the attached descriptor or -1; 0: nothing there now; -1: the other side is gone
- * or speaks nonsense. Strings are terminated. */
+#define SVC_GONE (-1)
+#define SVC_NONSENSE (-2)
+/* 1: a message, *fd the attached descriptor or -1; 0: nothing there now; SVC_GONE: the other side
+ * is gone; SVC_NONSENSE: what came is no message. Strings are terminated, UTF-8 and without control
+ * characters. */
 int svc_message_receive(int channel, svc_message *m, int *fd);
+
+/* Terminate; what is no UTF-8 or a control character becomes '?'. */
+void svc_text_clean(char *text, size_t cap);
 
 /* A new memory file with the parts one behind another; -1 with errno. */
 typedef struct svc_part {

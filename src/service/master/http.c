@@ -4,6 +4,7 @@
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <microhttpd.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -125,6 +126,13 @@ static bool begin_body(request *r) {
         return r->memory != NULL;
     }
     r->spool = open(r->http->o.spool_dir, O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
+    if (r->spool < 0 && (errno == EOPNOTSUPP || errno == EISDIR)) { /* not on every file system */
+        char path[PATH_MAX];
+        snprintf(path, sizeof path, "%s/.spool-XXXXXX", r->http->o.spool_dir);
+        r->spool = mkostemp(path, O_CLOEXEC);
+        if (r->spool >= 0)
+            unlink(path);
+    }
     return r->spool >= 0;
 }
 

@@ -11,6 +11,53 @@
 
 #define EVENTS_PER_GENERATION 1000000
 
+#define PLACES_EVERY_S 0.2
+#define MAX_CLIENTS 1024
+#define RETRY_STUCK_S 0.5
+
+/* ---------------------------------------------------------------- clients */
+
+static unsigned slot_of(const char *name) {
+    uint32_t h = 2166136261u; /* FNV-1a */
+    for (; *name; name++)
+        h = (h ^ (unsigned char)*name) * 16777619u;
+    return h % SVC_CLIENT_SLOTS;
+}
+
+/* Clients without jobs are kept for their turn; when there are many, all of those go at once. A
+ * forgotten client counts as never served, which harms nobody for longer than one job. */
+static void forget_idle(svc_master *m, bool all) {
+    for (int i = 0; i < SVC_CLIENT_SLOTS; i++)
+        for (svc_client **at = &m->clients[i]; *at;) {
+            svc_client *c = *at;
+            if (!all && (c->n_jobs || c->n_waiting)) {
+                at = &c->next;
+                continue;
+            }
+            *at = c->next;
+            m->n_clients--;
+            free(c);
+        }
+}
+
+svc_client *svc_client_get(svc_master *m, const char *name) {
+    svc_client **slot = &m->clients[slot_of(name)], *c = *slot;
+    while (c && strcmp(c->name, name))
+        c = c->next;
+    if (c)
+        return c;
+    if (m->n_clients >= MAX_CLIENTS)
+        forget_idle(m, false);
+    c = calloc(1, sizeof *c);
+    if (!c)
+        return NULL;
+    snprintf(c->name, sizeof c->name, "%s", name);
+    c->next = *slot;
+    *slot = c;
+    m->n_clients++;
+    return c;
+}
+
 /* ---------------------------------------------------------------- making and finding */
 
 svc_job *svc_job_from_row(svc_master *m, svc_row *row) {
@@ -29,14 +76,17 @@ svc_job *svc_job_from_row(svc_master *m, svc_row *row) {
     }
     qie_json_free(params);
     qie_json_free(inputs);
+    if (ok)
+        ok = (j->client = svc_client_get(m, row->client)) != NULL;
     if (!ok) {
         free(j);
         return NULL;
     }
+    j->client->n_jobs++;
     j->row = *row;
     memset(row, 0, sizeof *row);
     j->created_s = qie_now_s();
-    j->seconds_left = -1;
+    j->seconds_left = j->told = -1;
     j->next_event = svc_db_generation(m->db) * EVENTS_PER_GENERATION;
     return j;
 }
@@ -49,17 +99,25 @@ void svc_job_free(svc_job *j) {
         j->listeners = l->next;
         l->job = NULL;
     }
+    j->client->n_jobs--;
     svc_row_release(&j->row);
     free(j);
+}
+
+void svc_job_waiting(svc_master *m, svc_job *job, int change) {
+    m->n_queued += change;
+    job->client->n_waiting += change;
+    svc_jobs_changed(m);
 }
 
 void svc_job_append(svc_master *m, svc_job *job) {
     *m->last_job = job;
     m->last_job = &job->next;
-    m->n_queued++;
+    job->order = ++m->next_order;
+    svc_job_waiting(m, job, 1);
 }
 
-static void take_out(svc_master *m, svc_job *job) {
+void svc_job_take_out(svc_master *m, svc_job *job) {
     for (svc_job **at = &m->jobs; *at; at = &(*at)->next)
         if (*at == job) {
             *at = job->next;
@@ -82,7 +140,6 @@ static bool recover_row(void *arg, const svc_row *row) {
     }
     j->accepted = true;
     svc_job_append(m, j);
-    svc_job_event(m, j, "queued", qie_json_new_object(), true);
     return true;
 }
 
@@ -169,10 +226,11 @@ void svc_job_event(svc_master *m, svc_job *job, const char *name, qie_json *data
 
 /* ---------------------------------------------------------------- ends */
 
-typedef struct ending {
+typedef struct svc_ending {
     svc_write write; /* first */
     svc_master *master;
     svc_job *job;
+    struct svc_ending *next;
 } ending;
 
 static void count_end(svc_master *m, const svc_job *job) {
@@ -218,24 +276,24 @@ static void on_ended(svc_task *t) {
     ending *e = (ending *)(void *)t;
     svc_master *m = e->master;
     svc_job *job = e->job;
-    if (e->write.status != QIE_OK && !m->stopping) {
-        /* The state folder is full or broken: the end is kept in memory and written when it can be.
-         */
+    if (e->write.status != QIE_OK) {
+        /* The state folder is full or broken: the end is kept in memory and written when it can be;
+         * nobody is told before. */
         svc_note_error(m, e->write.error.message);
         m->storage_broken_until_s = qie_now_s() + 2;
-        struct timespec pause = {.tv_nsec = 200000000};
-        nanosleep(&pause, NULL);
-        write_end(e);
+        m->retry_stuck_s = qie_now_s() + RETRY_STUCK_S;
+        e->next = m->stuck;
+        m->stuck = e;
         return;
     }
     for (int i = 0; i < job->n_outputs; i++)
         svc_store_unpin(m->store, job->outputs[i]);
     count_end(m, job);
     tell_end(m, job);
-    take_out(m, job);
+    svc_job_take_out(m, job);
     svc_job_free(job);
     free(e);
-    m->order_changed = true;
+    svc_jobs_changed(m);
 }
 
 void svc_job_finish(svc_master *m, svc_job *job, svc_status status, char *result,
@@ -246,7 +304,7 @@ void svc_job_finish(svc_master *m, svc_job *job, svc_status status, char *result
         return; /* stays as it is and is run again */
     }
     if (job->row.status == SVC_QUEUED)
-        m->n_queued--;
+        svc_job_waiting(m, job, -1);
     job->finishing = true;
     job->row.status = status;
     job->row.finished = svc_clock();
@@ -299,8 +357,7 @@ void svc_job_retry(svc_master *m, svc_job *job, const char *reason) {
     }
     svc_log(QIE_LOG_WARN, "retry", job->row.id, "attempt %d: %s", job->row.attempts + 1, reason);
     job->row.status = SVC_QUEUED;
-    m->n_queued++;
-    m->order_changed = true;
+    svc_job_waiting(m, job, 1);
     write_state(m, SVC_WRITE_REQUEUE, job);
     qie_json *o = qie_json_new_object();
     qie_json_put(o, "reason", qie_json_new_string(reason));
@@ -324,78 +381,76 @@ bool svc_job_cancel(svc_master *m, svc_job *job) {
 
 /* ---------------------------------------------------------------- order */
 
-static uint64_t turn_of(const svc_master *m, const char *client) {
-    for (int i = 0; i < m->n_turns; i++)
-        if (!strcmp(m->turns[i].client, client))
-            return m->turns[i].turn;
-    return 0;
-}
-
 static bool waits(const svc_job *j) {
     return j->accepted && !j->finishing && !j->worker && j->row.status == SVC_QUEUED;
 }
 
-static bool before(const svc_master *m, const svc_job *a, const svc_job *b) {
+static bool before(const svc_job *a, const svc_job *b) {
     if (a->row.priority != b->row.priority)
         return a->row.priority > b->row.priority;
-    return turn_of(m, a->row.client) < turn_of(m, b->row.client);
+    return a->client->turn < b->client->turn;
 }
 
 svc_job *svc_jobs_pick(svc_master *m) {
     svc_job *best = NULL;
     for (svc_job *j = m->jobs; j; j = j->next)
-        if (waits(j) && (!best || before(m, j, best)))
+        if (waits(j) && (!best || before(j, best)))
             best = j;
     return best;
 }
 
 void svc_jobs_served(svc_master *m, svc_job *job) {
-    const int max = (int)(sizeof m->turns / sizeof *m->turns);
-    int at = 0;
-    while (at < m->n_turns && strcmp(m->turns[at].client, job->row.client))
-        at++;
-    if (at == m->n_turns && at < max)
-        m->n_turns++;
-    else if (at == m->n_turns) /* forget who was served longest ago */
-        for (int i = at = 0; i < max; i++)
-            if (m->turns[i].turn < m->turns[at].turn)
-                at = i;
-    snprintf(m->turns[at].client, sizeof m->turns[at].client, "%s", job->row.client);
-    m->turns[at].turn = ++m->turn;
+    job->client->turn = ++m->turn;
     job->row.status = SVC_RUNNING;
     job->row.started = svc_clock();
     job->started_s = qie_now_s();
-    m->n_queued--;
-    m->wait_sum_s += job->started_s - job->created_s;
-    m->wait_n++;
-    m->order_changed = true;
+    svc_job_waiting(m, job, -1);
+    svc_histogram_add(&m->wait_s, job->started_s - job->created_s);
     write_state(m, SVC_WRITE_START, job);
 }
 
-/* Jobs that come before it, counted as the order stands now: those of higher priority, and of each
- * client in its own as many as round robin lets pass. */
-int svc_job_position(svc_master *m, const svc_job *job) {
-    int own = 0, n = 0;
-    for (const svc_job *j = m->jobs; j && j != job; j = j->next)
-        own += waits(j) && j->row.priority == job->row.priority &&
-               !strcmp(j->row.client, job->row.client);
-    for (const svc_job *j = m->jobs; j; j = j->next) {
-        if (j == job || !waits(j) || j->row.priority < job->row.priority)
-            continue;
-        if (j->row.priority > job->row.priority) {
-            n++;
-            continue;
-        }
-        int its = 0;
-        for (const svc_job *k = m->jobs; k != j; k = k->next)
-            its += waits(k) && k->row.priority == j->row.priority &&
-                   !strcmp(k->row.client, j->row.client);
-        bool same = !strcmp(j->row.client, job->row.client);
-        uint64_t a = turn_of(m, j->row.client), b = turn_of(m, job->row.client);
-        bool older = a < b || (a == b && j->row.seq < job->row.seq);
-        n += same ? its < own : its < own || (its == own && older);
+void svc_jobs_changed(svc_master *m) {
+    m->places_stale = m->places_untold = true;
+}
+
+static int by_place(const void *a, const void *b) {
+    const svc_job *x = *(svc_job *const *)a, *y = *(svc_job *const *)b;
+    if (x->row.priority != y->row.priority)
+        return x->row.priority > y->row.priority ? -1 : 1;
+    if (x->rank != y->rank)
+        return x->rank < y->rank ? -1 : 1;
+    if (x->client->turn != y->client->turn)
+        return x->client->turn < y->client->turn ? -1 : 1;
+    return x->order < y->order ? -1 : x->order > y->order;
+}
+
+/* The order as it stands now: by priority, then in rounds that take one job of each client, those
+ * served longest ago first. */
+static void reckon(svc_master *m) {
+    svc_job **list = malloc(((size_t)m->n_queued + 1) * sizeof *list);
+    int n = 0;
+    if (!list || !m->places_stale) {
+        free(list);
+        return;
     }
-    return n;
+    m->places_stale = false;
+    for (svc_job *j = m->jobs; j; j = j->next)
+        memset(j->client->ranks, 0, sizeof j->client->ranks);
+    for (svc_job *j = m->jobs; j; j = j->next)
+        if (waits(j) && n < m->n_queued) {
+            j->rank = j->client->ranks[j->row.priority]++;
+            list[n++] = j;
+        }
+    qsort(list, (size_t)n, sizeof *list, by_place);
+    for (int i = 0; i < n; i++)
+        list[i]->position = i;
+    free(list);
+}
+
+int svc_job_position(svc_master *m, const svc_job *job) {
+    if (m->places_stale)
+        reckon(m);
+    return job->position;
 }
 
 double svc_job_eta(const svc_master *m, int position) {
@@ -405,23 +460,59 @@ double svc_job_eta(const svc_master *m, int position) {
     return m->average_job_s * ((double)(position / n) + 1);
 }
 
-void svc_jobs_positions(svc_master *m) {
-    if (!m->order_changed)
+void svc_job_tell_place(svc_master *m, svc_job *job) {
+    int position = svc_job_position(m, job);
+    if (!waits(job) || position == job->told)
         return;
-    m->order_changed = false;
+    job->told = position;
+    qie_json *o = qie_json_new_object();
+    qie_json_put(o, "position", qie_json_new_int(position));
+    double eta = svc_job_eta(m, position);
+    qie_json_put(o, "eta_s", eta < 0 ? qie_json_new_null() : qie_json_new_double(eta));
+    svc_job_event(m, job, "queued", o, true);
+}
+
+/* Every start of a job moves all that wait: told in bundles, and only to those who watch. */
+static void tell_places(svc_master *m) {
+    m->places_untold = false;
+    m->next_places_s = qie_now_s() + PLACES_EVERY_S;
     for (svc_job *j = m->jobs; j; j = j->next) {
-        if (!waits(j) || !j->listeners)
-            continue;
-        int position = svc_job_position(m, j);
-        if (position == j->position)
-            continue;
-        j->position = position;
-        qie_json *o = qie_json_new_object();
-        qie_json_put(o, "position", qie_json_new_int(position));
-        double eta = svc_job_eta(m, position);
-        qie_json_put(o, "eta_s", eta < 0 ? qie_json_new_null() : qie_json_new_double(eta));
-        svc_job_event(m, j, "queued", o, true);
+        bool watched = false;
+        for (const svc_listener *l = j->listeners; l && !watched; l = l->next)
+            watched = l->wants_places;
+        if (watched)
+            svc_job_tell_place(m, j);
     }
+}
+
+void svc_jobs_tick(svc_master *m) {
+    double now = qie_now_s();
+    if (m->places_untold && now >= m->next_places_s)
+        tell_places(m);
+    if (!m->stuck || now < m->retry_stuck_s)
+        return;
+    ending *e = m->stuck;
+    m->stuck = NULL;
+    while (e) {
+        ending *next = e->next;
+        write_end(e);
+        e = next;
+    }
+}
+
+/* Jobs whose end is not in the file run again at the next start. */
+void svc_jobs_close(svc_master *m) {
+    while (m->stuck) {
+        ending *e = m->stuck;
+        m->stuck = e->next;
+        free(e);
+    }
+    while (m->jobs) {
+        svc_job *j = m->jobs;
+        m->jobs = j->next;
+        svc_job_free(j);
+    }
+    forget_idle(m, true);
 }
 
 int svc_retry_after(const svc_master *m) {
@@ -432,13 +523,13 @@ int svc_retry_after(const svc_master *m) {
 }
 
 qie_status svc_jobs_admit(svc_master *m, const char *client, qie_error *err) {
-    int own = 0, others = 0, waiting = m->n_queued + m->n_reserved;
+    int waiting = m->n_queued + m->n_reserved;
     QIE_FAIL_IF(waiting >= m->o.queue_size, QIE_E_BUSY, err, NULL, "the queue is full (%d jobs)",
                 waiting);
-    for (svc_job *j = m->jobs; j; j = j->next)
-        if (j->row.status == SVC_QUEUED)
-            *(strcmp(j->row.client, client) ? &others : &own) += 1;
-    QIE_FAIL_IF(others > 0 && 2 * own >= m->o.queue_size, QIE_E_BUSY, err, NULL,
+    svc_client *c = svc_client_get(m, client);
+    QIE_FAIL_IF(!c, QIE_E_NO_MEMORY, err, NULL, "out of memory");
+    int own = c->n_waiting;
+    QIE_FAIL_IF(waiting > own && 2 * own >= m->o.queue_size, QIE_E_BUSY, err, NULL,
                 "this client has %d jobs waiting, half of the queue, while others wait too", own);
     return QIE_OK;
 }

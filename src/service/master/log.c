@@ -9,6 +9,8 @@
 #include <unistd.h>
 
 #include "base/json.h"
+#include "base/strbuf.h"
+#include "service/common/message.h"
 
 static bool as_json; /* set once at start */
 
@@ -22,8 +24,13 @@ static void stamp(char out[40]) {
 }
 
 static void put(qie_log_level level, const char *event, const char *job, const char *text) {
-    char time_text[40], line[1600];
+    char time_text[40], clean[1100];
+    qie_strbuf line;
     stamp(time_text);
+    snprintf(clean, sizeof clean, "%s", text);
+    svc_text_clean(clean,
+                   sizeof clean); /* what a client sent must not look like a line of its own */
+    qie_strbuf_init(&line, 16384);
     if (as_json) {
         qie_json *o = qie_json_new_object();
         qie_json_put(o, "time", qie_json_new_string(time_text));
@@ -31,18 +38,19 @@ static void put(qie_log_level level, const char *event, const char *job, const c
         qie_json_put(o, "event", qie_json_new_string(event));
         if (job)
             qie_json_put(o, "job_id", qie_json_new_string(job));
-        qie_json_put(o, "message", qie_json_new_string(text));
+        qie_json_put(o, "message", qie_json_new_string(clean));
         char *s = qie_json_text(o, 0);
-        snprintf(line, sizeof line, "%s", s ? s : "{}");
+        qie_strbuf_puts(&line, s ? s : "{}");
         free(s);
         qie_json_free(o);
     } else
-        snprintf(line, sizeof line, "%s %-5s %s%s%s: %s", time_text, qie_log_level_name(level),
-                 event, job ? " job=" : "", job ? job : "", text);
-    size_t n = strlen(line);
-    line[n] = '\n'; /* one write a line, so that threads do not mix */
-    ssize_t ignored = write(STDERR_FILENO, line, n + 1);
+        qie_strbuf_printf(&line, "%s %-5s %s%s%s: %s", time_text, qie_log_level_name(level), event,
+                          job ? " job=" : "", job ? job : "", clean);
+    qie_strbuf_puts(&line, "\n");
+    /* One write a line, so that threads do not mix. */
+    ssize_t ignored = line.failed ? 0 : write(STDERR_FILENO, line.data, line.len);
     (void)ignored;
+    qie_strbuf_release(&line);
 }
 
 static void sink(void *arg, qie_log_level level, const char *component, const char *text) {

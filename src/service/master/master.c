@@ -89,12 +89,27 @@ static qie_status listen_on(const char *host, int port, int *out, qie_error *err
     return QIE_OK;
 }
 
-static void raise_descriptor_limit(void) {
+/* As many descriptors as we may have. Connections get what is left when files, threads' work and
+ * workers have theirs, so that a crowd of clients never keeps a worker from being started. */
+static qie_status share_descriptors(svc_master *m, qie_error *err) {
     struct rlimit r;
-    if (getrlimit(RLIMIT_NOFILE, &r) == 0) {
-        r.rlim_cur = r.rlim_max;
-        setrlimit(RLIMIT_NOFILE, &r);
-    }
+    int reserve = 48 + 4 * (m->o.n_gpus ? m->o.n_gpus : m->o.n_workers);
+    if (getrlimit(RLIMIT_NOFILE, &r))
+        return QIE_OK;
+    r.rlim_cur = r.rlim_max;
+    setrlimit(RLIMIT_NOFILE, &r);
+    if (r.rlim_cur == RLIM_INFINITY || r.rlim_cur >= (rlim_t)(m->o.max_connections + reserve))
+        return QIE_OK;
+    int left = (int)r.rlim_cur - reserve;
+    QIE_FAIL_IF(left < 8, QIE_E_IO, err, "--max-connections",
+                "the limit of %d open files leaves no room for connections: raise it (ulimit -n, "
+                "LimitNOFILE) to %d",
+                (int)r.rlim_cur, m->o.max_connections + reserve);
+    svc_log(QIE_LOG_WARN, "start", NULL,
+            "the limit of %d open files leaves %d connections instead of %d", (int)r.rlim_cur, left,
+            m->o.max_connections);
+    m->o.max_connections = left;
+    return QIE_OK;
 }
 
 static qie_status open_http(svc_master *m, const char *spool, qie_error *err) {
@@ -140,6 +155,7 @@ static qie_status open_state(svc_master *m, qie_error *err) {
 }
 
 static qie_status open_all(svc_master *m, qie_error *err) {
+    QIE_TRY(share_descriptors(m, err));
     QIE_TRY(svc_loop_create(&m->loop, err));
     QIE_TRY(svc_done_create(&m->done, err));
     QIE_TRY(open_state(m, err));
@@ -213,7 +229,7 @@ static void run_loop(svc_master *m) {
     double now, next_comment = 0, next_second = 0, period = watchdog_period(), next_watchdog = 0;
     while (!m->stopping || (!is_idle(m) && qie_now_s() < m->stop_at_s)) {
         svc_workers_tick(m);
-        svc_jobs_positions(m);
+        svc_jobs_tick(m);
         now = qie_now_s();
         if (now >= next_second) {
             bool comment = now >= next_comment;
@@ -252,21 +268,32 @@ static void say_started(const svc_master *m) {
             m->o.host, m->o.port);
 }
 
+/* Workers first, then the threads, then the answers: what a thread finished late may still be
+ * written, what is written may still be told, and whoever waits for more is told that we stop. */
 static void close_all(svc_master *m) {
-    if (m->http)
-        for (int i = 0; i < 5; i++) /* the last answers */
-            svc_loop_run_once(m->loop, svc_http_run(m->http, 1));
+    m->stopping = m->closing = true;
     if (m->loop)
         svc_workers_stop(m);
+    svc_pool_stop(m->fetchers);
+    svc_pool_stop(m->pool);
+    if (m->done)
+        svc_done_deliver(m->done);
+    svc_db_stop(m->db);
+    if (m->done)
+        svc_done_deliver(m->done);
+    if (m->http) {
+        svc_submit_stop(m);
+        svc_streams_stop(m);
+        for (int i = 0; i < 5; i++) /* the last answers */
+            svc_loop_run_once(m->loop, svc_http_run(m->http, 10));
+    }
+    svc_http_destroy(m->http);
+    if (m->done)
+        svc_done_deliver(m->done);
+    svc_jobs_close(m);
+    svc_db_close(m->db);
     svc_pool_destroy(m->fetchers);
     svc_pool_destroy(m->pool);
-    svc_db_close(m->db);
-    svc_http_destroy(m->http);
-    while (m->jobs) {
-        svc_job *j = m->jobs;
-        m->jobs = j->next;
-        svc_job_free(j);
-    }
     svc_store_close(m->store);
     svc_done_destroy(m->done);
     svc_loop_destroy(m->loop);
@@ -285,10 +312,10 @@ qie_status svc_master_run(const svc_options *options, qie_error *err) {
     m->o = *options;
     m->last_job = &m->jobs;
     m->lock_fd = m->output_fd = -1;
+    m->pid = getpid();
     m->start_s = qie_now_s();
     m->start_at = svc_clock();
     svc_log_start(options->log_json);
-    raise_descriptor_limit();
     signal(SIGPIPE, SIG_IGN);
     sigemptyset(&set);
     sigaddset(&set, SIGTERM);

@@ -4,6 +4,7 @@
  *   supervisor.c  worker processes
  *   submit.c      from a request to an accepted job and to its answer
  *   routes.c      what is served where
+ *   metrics.c     numbers for whoever watches
  *   master.c      start, loop, end */
 #ifndef QIE_SERVICE_MASTER_H
 #define QIE_SERVICE_MASTER_H
@@ -25,11 +26,16 @@
 #define SVC_MAX_ATTEMPTS 3
 #define SVC_MAX_LIST 32
 
+typedef struct svc_gpu {
+    int index;               /* physical */
+    char bind[96], name[96]; /* value of CUDA_VISIBLE_DEVICES; what people call it */
+} svc_gpu;
+
 typedef struct svc_options {
     const char *host;
     int port, api_port;                 /* api_port 0: none */
     const char *state_dir, *output_dir; /* output_dir NULL: none */
-    const char *gpus[SVC_MAX_WORKERS];
+    svc_gpu gpus[SVC_MAX_WORKERS];
     int n_gpus; /* 0: the CPU */
     int n_workers;
     const char *program;            /* of the workers */
@@ -41,7 +47,7 @@ typedef struct svc_options {
     int64_t max_body_memory;
     double sync_timeout_s, keep_s, hang_limit_s;
     bool no_image_url, reject_while_loading, log_json;
-    const char *version;
+    const char *version, *model_revision; /* revision "": unknown */
 } svc_options;
 
 typedef struct svc_event {
@@ -54,13 +60,24 @@ typedef struct svc_job svc_job;
 typedef struct svc_worker svc_worker;
 typedef struct svc_master svc_master;
 
+/* One who asks: its turn in the round, and what it has waiting. */
+typedef struct svc_client {
+    char name[96];
+    uint64_t turn; /* when it was served last; 0: never */
+    int n_jobs;    /* in the table */
+    int n_waiting; /* of them in the queue, and submissions on their way there */
+    int ranks[10]; /* scratch: its waiting jobs seen so far, by priority */
+    struct svc_client *next;
+} svc_client;
+#define SVC_CLIENT_SLOTS 512
+
 /* Somebody who waits for what happens to a job. */
 typedef struct svc_listener svc_listener;
 struct svc_listener {
     void (*fn)(svc_listener *l, svc_job *job, const svc_event *e);
     svc_job *job; /* NULL: detached */
     svc_listener *next;
-    bool wants_previews;
+    bool wants_previews, wants_places;
 };
 
 struct svc_job {
@@ -70,6 +87,8 @@ struct svc_job {
     int n_inputs;
     char outputs[SVC_MAX_RESULTS][QIE_HASH_HEX_MAX]; /* pinned until the end is in the file */
     int n_outputs;
+    svc_client *client;
+    uint64_t order; /* of acceptance */
     bool accepted;  /* in the file */
     bool finishing; /* its end is being written */
     bool cancel;    /* asked for */
@@ -79,7 +98,8 @@ struct svc_job {
     char stage[24];
     int step, total;
     double seconds_left;
-    int position;
+    int rank, position; /* as of the last reckoning */
+    int told;           /* the place that listeners know; -1: none */
     int64_t next_event;
     svc_event events[40];
     int n_events;
@@ -103,12 +123,16 @@ struct svc_worker {
     int gpu_id;
     svc_worker_state state;
     pid_t pid;
-    int pidfd, channel;
-    svc_watch *pid_watch, *channel_watch;
+    int pidfd, channel, output;
+    svc_watch *pid_watch, *channel_watch, *output_watch;
+    char line[600]; /* begun by its standard error */
+    size_t n_line;
     svc_job *job;
     uint64_t token;
     bool dispatched; /* the job has reached the process */
-    int64_t jobs_done, restarts, deaths_young;
+    int64_t jobs_done, restarts, deaths_young, deaths_unready;
+    bool was_killed; /* the last one, by SIGKILL that was not ours */
+    bool hopeless;   /* died again and again before it was ready */
     double started_s, ready_s, last_beat_s, restart_at_s, stage_limit_s, cancel_at_s;
     int64_t memory_used, memory_free;
     char last_error[1024], death_note[1024];
@@ -120,6 +144,12 @@ typedef struct svc_count {
     int code;
     int64_t n;
 } svc_count;
+
+#define SVC_BUCKETS 12
+typedef struct svc_histogram {
+    int64_t counts[SVC_BUCKETS + 1]; /* the last one: above all bounds */
+    double sum;
+} svc_histogram;
 
 struct svc_master {
     svc_options o;
@@ -133,20 +163,22 @@ struct svc_master {
     int n_workers;
     svc_job *jobs, **last_job; /* accepted or nearly so, not ended; in order of acceptance */
     int n_queued, n_reserved;
-    uint64_t next_token, turn;
-    struct {
-        char client[96];
-        uint64_t turn;
-    } turns[256]; /* when a client was served last */
-    int n_turns;
-    bool order_changed;
+    uint64_t next_token, turn, next_order;
+    svc_client *clients[SVC_CLIENT_SLOTS]; /* by hash of the name */
+    int n_clients;
+    bool places_stale, places_untold;
+    double next_places_s;
+    struct svc_ending *stuck; /* ends that wait for room in the state folder */
+    double retry_stuck_s;
     svc_model_info model;
     bool has_model;
+    pid_t pid;
     double start_s, start_at;
     double average_job_s; /* 0: unknown */
     char *keys[64];
     int n_keys;
     bool stopping;
+    bool closing; /* workers are gone: whoever leaves now cancels nothing */
     double stop_at_s;
     char last_error[512];
     double last_error_at, storage_broken_until_s;
@@ -155,9 +187,8 @@ struct svc_master {
     svc_count counts[256];
     int n_counts;
     int64_t n_ended[6];
-    double stage_sum_s[4], wait_sum_s;
-    int64_t stage_n, wait_n, step_n, death_reasons[SVC_MAX_WORKERS][4];
-    double step_sum_s;
+    svc_histogram stage_s[4], wait_s, step_s;
+    int64_t death_reasons[SVC_MAX_WORKERS][4];
     double next_expiry_s;
 };
 
@@ -189,9 +220,20 @@ void svc_job_free(svc_job *job);
 /* The next to run, or NULL. */
 svc_job *svc_jobs_pick(svc_master *m);
 void svc_jobs_served(svc_master *m, svc_job *job);
-/* Tell waiting jobs their new places, when someone listens. */
-void svc_jobs_positions(svc_master *m);
+/* Now and then: tell waiting jobs their new places when someone listens, write what is stuck. */
+void svc_jobs_tick(svc_master *m);
 int svc_job_position(svc_master *m, const svc_job *job);
+/* The place as an event, unless it was told. */
+void svc_job_tell_place(svc_master *m, svc_job *job);
+/* The order of waiting jobs is another one. */
+void svc_jobs_changed(svc_master *m);
+/* The job enters (+1) or leaves (-1) those that wait. */
+void svc_job_waiting(svc_master *m, svc_job *job, int change);
+/* Made when there is none of the name; NULL: no memory. */
+svc_client *svc_client_get(svc_master *m, const char *name);
+/* Take a job that never came to be out of the table; does not free it. */
+void svc_job_take_out(svc_master *m, svc_job *job);
+void svc_jobs_close(svc_master *m);
 double svc_job_eta(const svc_master *m, int position);
 /* May this client put another job in? Errors: QIE_E_BUSY. */
 qie_status svc_jobs_admit(svc_master *m, const char *client, qie_error *err);
@@ -210,6 +252,8 @@ qie_json *svc_workers_json(svc_master *m);
 /* submit.c */
 void svc_submit(svc_master *m, svc_call *call, svc_flavour flavour);
 void svc_submit_tick(svc_master *m, bool comment);
+/* The service ends: whoever waits is told so. */
+void svc_submit_stop(svc_master *m);
 /* The answer with the pictures inside, for a completed row; replied from a thread. */
 void svc_answer_result(svc_master *m, svc_call *call, svc_flavour flavour, const svc_row *row,
                        bool as_url);
@@ -223,10 +267,16 @@ qie_status svc_fetch(const svc_fetch_rules *rules, const char *url, uint8_t **ou
 /* "10.0.0.0/8" holds the address? Also IPv4 inside IPv6. */
 bool svc_cidr_has(const char *cidr, const void *sockaddr_storage);
 
+/* metrics.c */
+void svc_histogram_add(svc_histogram *h, double seconds);
+/* GET /metrics: Prometheus text. */
+void svc_metrics(svc_master *m, svc_call *call);
+
 /* routes.c */
 void svc_route_head(void *arg, svc_call *call);
 void svc_route_request(void *arg, svc_call *call);
 void svc_streams_tick(svc_master *m);
+void svc_streams_stop(svc_master *m);
 void svc_route_answer(void *arg, svc_call *call, int status);
 qie_status svc_keys_load(svc_master *m, qie_error *err);
 

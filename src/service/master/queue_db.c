@@ -346,6 +346,11 @@ static void no_run(svc_task *t) {
 void svc_db_write(svc_db *db, svc_write *w) {
     w->task.run = no_run;
     w->task.next = NULL;
+    if (!db->has_thread) {
+        w->status = qie_fail(&w->error, QIE_E_UNAVAILABLE, NULL, "the service is stopping");
+        svc_done_post(db->done, &w->task);
+        return;
+    }
     pthread_mutex_lock(&db->lock);
     *db->last = &w->task;
     db->last = &w->task.next;
@@ -466,16 +471,21 @@ qie_status svc_db_open(const char *path, svc_store *store, svc_done *done, svc_d
     return QIE_OK;
 }
 
+void svc_db_stop(svc_db *db) {
+    if (!db || !db->has_thread)
+        return;
+    pthread_mutex_lock(&db->lock);
+    db->quit = true;
+    pthread_cond_signal(&db->wake);
+    pthread_mutex_unlock(&db->lock);
+    pthread_join(db->thread, NULL);
+    db->has_thread = false;
+}
+
 void svc_db_close(svc_db *db) {
     if (!db)
         return;
-    if (db->has_thread) {
-        pthread_mutex_lock(&db->lock);
-        db->quit = true;
-        pthread_cond_signal(&db->wake);
-        pthread_mutex_unlock(&db->lock);
-        pthread_join(db->thread, NULL);
-    }
+    svc_db_stop(db);
     for (int i = 0; i < S_COUNT; i++)
         sqlite3_finalize(db->s[i]);
     sqlite3_close(db->reader);

@@ -46,7 +46,8 @@ typedef struct svc_db svc_db;
  * another program's, newer), QIE_E_IO. */
 qie_status svc_db_open(const char *path, svc_store *store, svc_done *done, svc_db **out,
                        qie_error *err);
-/* Commits what waits. */
+/* Commits what waits and ends the writer; later writes fail. */
+void svc_db_stop(svc_db *db);
 void svc_db_close(svc_db *db);
 /* How often this file has been opened: makes event numbers grow over restarts. */
 int64_t svc_db_generation(const svc_db *db);

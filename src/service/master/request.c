@@ -16,6 +16,7 @@
 
 #define MAX_TEXT_BYTES (4u * SVC_MAX_PROMPT_CHARS)
 #define PREVIEW_PX 256
+#define MAX_JSON_VALUES 1000
 
 /* A field's value: JSON, or the text of a form's part. */
 typedef struct value {
@@ -487,9 +488,29 @@ static bool json_member(void *arg, const char *key, qie_json *json) {
     return w->st == QIE_OK;
 }
 
+/* Values in a text, guessed from above by its commas and brackets outside strings: a parsed value
+ * takes some 30 times the room of its shortest text, so they are counted before anything is built.
+ */
+static size_t count_values(const char *text, size_t n) {
+    size_t values = 0;
+    bool inside = false;
+    for (size_t i = 0; i < n; i++) {
+        char c = text[i];
+        if (inside && c == '\\')
+            i++;
+        else if (c == '"')
+            inside = !inside;
+        else if (!inside && (c == ',' || c == '[' || c == '{'))
+            values++;
+    }
+    return values;
+}
+
 static qie_status parse_json(parser *p, const char *body, size_t n) {
     qie_json *root = NULL;
     walk w = {.p = p};
+    QIE_FAIL_IF(count_values(body, n) > MAX_JSON_VALUES, QIE_E_SYNTAX, p->err, NULL,
+                "the body holds more than %d values", MAX_JSON_VALUES);
     QIE_TRY(qie_json_parse(body, n, "the body", &root, p->err));
     if (!qie_json_is_object(root))
         w.st = qie_fail(p->err, QIE_E_SYNTAX, NULL, "the body is no JSON object");

@@ -100,7 +100,7 @@ static void health(svc_master *m, svc_call *call) {
     qie_json_put(o, "model",
                  m->has_model ? qie_json_new_string(m->model.name) : qie_json_new_null());
     qie_json_put(o, "model_revision",
-                 m->model.revision[0] ? qie_json_new_string(m->model.revision)
+                 *m->o.model_revision ? qie_json_new_string(m->o.model_revision)
                                       : qie_json_new_null());
     qie_json_put(o, "precision",
                  m->has_model ? qie_json_new_string(m->model.precision) : qie_json_new_null());
@@ -189,67 +189,6 @@ static void model(svc_master *m, svc_call *call) {
         fail(call, 404, QIE_E_NOT_FOUND, NULL, "there is no model '%.60s'", call->args[0]);
     else
         svc_reply_json(call, 200, model_json(m));
-}
-
-static void metric_workers(const svc_master *m, qie_strbuf *b) {
-    static const char *const reasons[] = {"died", "hung", "garbage", "refused"};
-    for (int i = 0; i < m->n_workers; i++) {
-        const svc_worker *w = &m->workers[i];
-        qie_strbuf_printf(b, "qwen_edit_worker_up{gpu_id=\"%d\",worker=\"%d\"} %d\n", w->gpu_id, i,
-                          w->state == SVC_W_READY || w->state == SVC_W_BUSY);
-    }
-    qie_strbuf_puts(b, "# TYPE qwen_edit_worker_restarts_total counter\n");
-    for (int i = 0; i < m->n_workers; i++)
-        for (int k = 0; k < 4; k++)
-            qie_strbuf_printf(
-                b,
-                "qwen_edit_worker_restarts_total{gpu_id=\"%d\",worker=\"%d\",reason=\"%s\"} %lld\n",
-                m->workers[i].gpu_id, i, reasons[k], (long long)m->death_reasons[i][k]);
-    qie_strbuf_puts(b, "# TYPE qwen_edit_worker_memory_bytes gauge\n");
-    for (int i = 0; i < m->n_workers; i++)
-        qie_strbuf_printf(
-            b,
-            "qwen_edit_worker_memory_bytes{gpu_id=\"%d\",worker=\"%d\",kind=\"resident\"} %lld\n",
-            m->workers[i].gpu_id, i, (long long)m->workers[i].memory_used);
-}
-
-static void metrics(svc_master *m, svc_call *call) {
-    static const char *const stages[] = {"encode", "denoise", "decode", "total"};
-    qie_strbuf b;
-    qie_strbuf_init(&b, 1 << 20);
-    qie_strbuf_puts(&b, "# TYPE qwen_edit_requests_total counter\n");
-    for (int i = 0; i < m->n_counts; i++)
-        qie_strbuf_printf(&b, "qwen_edit_requests_total{route=\"%s\",code=\"%d\"} %lld\n",
-                          m->counts[i].route, m->counts[i].code, (long long)m->counts[i].n);
-    qie_strbuf_puts(&b, "# TYPE qwen_edit_jobs_total counter\n");
-    for (int i = SVC_COMPLETED; i <= SVC_CANCELLED; i++)
-        qie_strbuf_printf(&b, "qwen_edit_jobs_total{status=\"%s\"} %lld\n",
-                          svc_status_name((svc_status)i), (long long)m->n_ended[i]);
-    qie_strbuf_printf(&b, "# TYPE qwen_edit_queue_depth gauge\nqwen_edit_queue_depth %d\n",
-                      m->n_queued);
-    qie_strbuf_printf(
-        &b,
-        "# TYPE qwen_edit_queue_wait_seconds summary\nqwen_edit_queue_wait_seconds_sum %.6f\n"
-        "qwen_edit_queue_wait_seconds_count %lld\n# TYPE qwen_edit_job_duration_seconds summary\n",
-        m->wait_sum_s, (long long)m->wait_n);
-    for (int i = 0; i < 4; i++)
-        qie_strbuf_printf(&b,
-                          "qwen_edit_job_duration_seconds_sum{stage=\"%s\"} %.6f\n"
-                          "qwen_edit_job_duration_seconds_count{stage=\"%s\"} %lld\n",
-                          stages[i], m->stage_sum_s[i], stages[i], (long long)m->stage_n);
-    qie_strbuf_printf(
-        &b,
-        "# TYPE qwen_edit_denoise_step_seconds summary\nqwen_edit_denoise_step_seconds_sum %.6f\n"
-        "qwen_edit_denoise_step_seconds_count %lld\n# TYPE qwen_edit_worker_up gauge\n",
-        m->step_sum_s, (long long)m->step_n);
-    metric_workers(m, &b);
-    qie_strbuf_printf(&b,
-                      "# TYPE qwen_edit_connections gauge\nqwen_edit_connections %d\n"
-                      "# TYPE qwen_edit_build_info gauge\nqwen_edit_build_info{version=\"%s\"} 1\n",
-                      svc_http_connections(m->http), m->o.version);
-    svc_call_reply(call, 200, "text/plain; version=0.0.4; charset=utf-8", b.data ? b.data : "",
-                   b.len, false);
-    qie_strbuf_release(&b);
 }
 
 /* ---------------------------------------------------------------- files inside the program */
@@ -414,11 +353,19 @@ static bool add_row(void *arg, const svc_row *row) {
     return true;
 }
 
+/* 1..200 in plain digits, else 0. */
+static int small_number(const char *text) {
+    size_t n = strlen(text);
+    if (n < 1 || n > 3 || strspn(text, "0123456789") != n)
+        return 0;
+    long v = strtol(text, NULL, 10);
+    return v <= 200 ? (int)v : 0;
+}
+
 static void list_jobs(svc_master *m, svc_call *call) {
     static const char *const known[] = {"status", "limit", "after", NULL};
     const char *status = svc_call_query(call, "status"), *limit = svc_call_query(call, "limit"),
                *after = svc_call_query(call, "after"), *other = svc_call_unknown_query(call, known);
-    char *end = NULL;
     listing l = {.m = m, .limit = 50};
     int wanted = -1;
     int64_t seq = 0;
@@ -432,8 +379,7 @@ static void list_jobs(svc_master *m, svc_call *call) {
              "'status' is none of queued, running, completed, failed, cancelled, expired");
         return;
     }
-    if (limit && (l.limit = (int)strtol(limit, &end, 10),
-                  end == limit || *end || l.limit < 1 || l.limit > 200)) {
+    if (limit && (l.limit = small_number(limit)) < 1) {
         fail(call, 422, QIE_E_INVALID, "limit", "'limit' must be within 1..200");
         return;
     }
@@ -596,6 +542,11 @@ typedef struct stream {
     svc_call *call;
 } stream;
 
+static bool is_end(const char *name) {
+    return !strcmp(name, "completed") || !strcmp(name, "failed") || !strcmp(name, "cancelled");
+}
+
+/* To a reader that is too slow everything is dropped but the end. */
 static void send_event(svc_call *call, const svc_event *e) {
     qie_strbuf b;
     qie_strbuf_init(&b, 8u << 20);
@@ -603,12 +554,8 @@ static void send_event(svc_call *call, const svc_event *e) {
     qie_strbuf_puts(&b, e->data);
     qie_strbuf_puts(&b, "\n\n");
     if (!b.failed)
-        svc_call_send(call, b.data, b.len, true);
+        svc_call_send(call, b.data, b.len, !is_end(e->name));
     qie_strbuf_release(&b);
-}
-
-static bool is_end(const char *name) {
-    return !strcmp(name, "completed") || !strcmp(name, "failed") || !strcmp(name, "cancelled");
 }
 
 static void stream_gone(svc_call *call) {
@@ -665,7 +612,8 @@ static void events(svc_master *m, svc_call *call) {
         seen = 0;
     s->call = call;
     s->listener.fn = on_event;
-    s->listener.wants_previews = true;
+    s->listener.wants_previews = s->listener.wants_places = true;
+    svc_job_tell_place(m, f.job);
     call->state = s;
     call->on_gone = stream_gone;
     svc_call_stream(call, "text/event-stream");
@@ -674,6 +622,13 @@ static void events(svc_master *m, svc_call *call) {
         if (f.job->events[i].id > seen)
             send_event(call, &f.job->events[i]);
     svc_job_listen(f.job, &s->listener);
+}
+
+void svc_streams_stop(svc_master *m) {
+    for (svc_job *j = m->jobs; j; j = j->next)
+        for (svc_listener *l = j->listeners; l; l = l->next)
+            if (l->fn == on_event)
+                svc_call_end(((stream *)(void *)l)->call);
 }
 
 void svc_streams_tick(svc_master *m) {
@@ -714,7 +669,7 @@ static const route ROUTES[] = {
     {"GET", "/v1/models", models, 0, "/v1/models"},
     {"GET", "/v1/models/{}", model, 0, "/v1/models/{id}"},
     {"GET", "/openapi.json", openapi, OPEN, "/openapi.json"},
-    {"GET", "/metrics", metrics, 0, "/metrics"},
+    {"GET", "/metrics", svc_metrics, 0, "/metrics"},
 };
 #define N_ROUTES (sizeof ROUTES / sizeof *ROUTES)
 

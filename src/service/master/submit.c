@@ -31,9 +31,10 @@ typedef struct submission {
     svc_body *body;
     char *content_type;
     char client[96];
+    svc_client *reserved; /* a place in the queue is kept for it */
     svc_request_rules rules;
     int widths[SVC_MAX_PICTURES], heights[SVC_MAX_PICTURES];
-    bool reserved, keyed, streaming;
+    bool keyed, streaming, awaits_accept;
     int n_previews;
     svc_job *job;
     double deadline_s;
@@ -41,13 +42,26 @@ typedef struct submission {
     qie_error error;
 } submission;
 
+static void reserve(submission *s, svc_client *client) {
+    s->reserved = client;
+    client->n_waiting++;
+    s->master->n_reserved++;
+}
+
+static void give_back_place(submission *s) {
+    if (!s->reserved)
+        return;
+    s->reserved->n_waiting--;
+    s->master->n_reserved--;
+    s->reserved = NULL;
+}
+
 static void release(submission *s) {
     svc_job_unlisten(&s->listener);
     for (size_t i = 0; i < s->request.n_pictures; i++)
         if (s->request.pictures[i].stored)
             svc_store_unpin(s->master->store, s->request.pictures[i].name);
-    if (s->reserved)
-        s->master->n_reserved--;
+    give_back_place(s);
     if (s->call) {
         s->call->on_gone = NULL;
         s->call->state = NULL;
@@ -290,7 +304,10 @@ static void answer(svc_master *m, svc_call *call, svc_flavour flavour, const cha
     a->stream = stream;
     snprintf(a->id, sizeof a->id, "%s", id);
     const char *host = svc_call_header(call, "Host");
-    snprintf(a->host, sizeof a->host, "%s", host ? host : "localhost");
+    if (!host || strspn(host, "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+                              ".-_:[]") != strlen(host))
+        host = "localhost";
+    snprintf(a->host, sizeof a->host, "%s", host);
     a->result = result ? strdup(result) : NULL;
     call->state = a;
     call->on_gone = answer_gone;
@@ -303,6 +320,25 @@ void svc_answer_result(svc_master *m, svc_call *call, svc_flavour flavour, const
 }
 
 /* ---------------------------------------------------------------- waiting for the end */
+
+/* No result for who waits, whether or not its answer has begun as a stream. */
+static void dismiss(submission *s, const qie_error *e, int status) {
+    if (!s->streaming) {
+        refuse(s, e, status);
+        return;
+    }
+    qie_json *all = qie_json_new_object();
+    qie_json_put(all, "type", qie_json_new_string("error"));
+    qie_json_put(all, "error", svc_error_json(e));
+    char *text = qie_json_text(all, 0);
+    qie_json_free(all);
+    if (s->call && text)
+        stream_event(s->call, "error", text, false);
+    if (s->call)
+        svc_call_end(s->call);
+    free(text);
+    release(s);
+}
 
 static void reply_failed(submission *s, const svc_job *job) {
     qie_error e;
@@ -322,21 +358,7 @@ static void reply_failed(submission *s, const svc_job *job) {
     }
     qie_fail(&e, st, param, "%s", message ? message : "failed");
     qie_json_free(o);
-    if (!s->streaming) {
-        refuse(s, &e, 0);
-        return;
-    }
-    qie_json *all = qie_json_new_object();
-    qie_json_put(all, "type", qie_json_new_string("error"));
-    qie_json_put(all, "error", svc_error_json(&e));
-    char *text = qie_json_text(all, 0);
-    qie_json_free(all);
-    if (s->call && text)
-        stream_event(s->call, "error", text, false);
-    if (s->call)
-        svc_call_end(s->call);
-    free(text);
-    release(s);
+    dismiss(s, &e, 0);
 }
 
 /* A preview as the OpenAI interface tells it. */
@@ -377,11 +399,16 @@ static bool preview_due(const submission *s, const svc_event *e) {
     return step * (s->request.partial_images + 1) >= total * (s->n_previews + 1);
 }
 
+static void reply_accepted(submission *s, svc_job *job);
+
 static void on_event(svc_listener *l, svc_job *job, const svc_event *e) {
     submission *s = (submission *)(void *)((char *)l - offsetof(submission, listener));
     if (!s->call)
         return;
-    if (!strcmp(e->name, "preview") && s->streaming && preview_due(s, e))
+    if (s->awaits_accept) { /* the first event: the row is in the file */
+        reply_accepted(s, job);
+        release(s);
+    } else if (!strcmp(e->name, "preview") && s->streaming && preview_due(s, e))
         partial(s, job, e);
     else if (!strcmp(e->name, "completed")) {
         svc_call *call = s->call;
@@ -400,6 +427,7 @@ static void attach(submission *s, svc_job *job) {
     s->listener.fn = on_event;
     s->listener.wants_previews = s->request.partial_images > 0;
     svc_job_listen(job, &s->listener);
+    s->awaits_accept = s->flavour == SVC_JOB;
     if (s->request.stream && s->call && !s->streaming) {
         s->streaming = true;
         svc_call_stream(s->call, "text/event-stream");
@@ -435,8 +463,16 @@ static void on_gone(svc_call *call) {
     bool cancel = s->flavour != SVC_JOB && !s->keyed;
     svc_master *m = s->master;
     release(s);
-    if (cancel && !job->listeners)
+    if (cancel && !job->listeners && !m->closing)
         svc_job_cancel(m, job);
+}
+
+static void refuse_listeners(svc_job *job, const qie_error *e) {
+    for (svc_listener *l = job->listeners, *next; l; l = next) {
+        next = l->next;
+        if (l->fn == on_event)
+            dismiss((submission *)(void *)((char *)l - offsetof(submission, listener)), e, 507);
+    }
 }
 
 /* The row is in the file (or not): the job exists from here on. */
@@ -445,30 +481,21 @@ static void on_inserted(svc_task *t) {
     svc_job *job = s->job;
     svc_master *m = s->master;
     if (s->write.status != QIE_OK) {
-        for (svc_job **at = &m->jobs; *at; at = &(*at)->next)
-            if (*at == job) {
-                *at = job->next;
-                if (m->last_job == &job->next)
-                    m->last_job = at;
-                break;
-            }
-        m->n_queued--;
+        qie_error e = s->write.error;
+        svc_job_take_out(m, job);
+        svc_job_waiting(m, job, -1);
         s->job = NULL;
-        svc_note_error(m, s->write.error.message);
-        refuse(s, &s->write.error, 507);
+        svc_note_error(m, e.message);
+        refuse(s, &e, 507);
+        refuse_listeners(job, &e); /* the same key, sent twice at once */
         svc_job_free(job);
         return;
     }
     job->accepted = true;
-    m->order_changed = true;
+    svc_jobs_changed(m);
     svc_log(QIE_LOG_INFO, "accepted", job->row.id, "client=%s pictures=%d priority=%d",
             job->row.client, job->n_inputs, job->row.priority);
-    qie_json *o = qie_json_new_object();
-    job->position = svc_job_position(m, job);
-    double eta = svc_job_eta(m, job->position);
-    qie_json_put(o, "position", qie_json_new_int(job->position));
-    qie_json_put(o, "eta_s", eta < 0 ? qie_json_new_null() : qie_json_new_double(eta));
-    svc_job_event(m, job, "queued", o, true);
+    svc_job_tell_place(m, job);
     if (s->flavour == SVC_JOB) {
         if (s->call)
             reply_accepted(s, job);
@@ -530,9 +557,8 @@ static void accept_new(submission *s, const char *fingerprint) {
         return;
     }
     s->job = job;
+    give_back_place(s); /* counted as waiting from here on */
     svc_job_append(m, job);
-    m->n_reserved--; /* counted as waiting from here on */
-    s->reserved = false;
     s->write.kind = SVC_WRITE_INSERT;
     s->write.task.done = on_inserted;
     s->write.row = job->row;
@@ -555,7 +581,7 @@ static bool known_key(submission *s, const char *fingerprint) {
         qie_fail(&e, QIE_E_CONFLICT, "idempotency_key",
                  "'idempotency_key' was used with another request");
         refuse(s, &e, 0);
-    } else if (job && s->flavour == SVC_JOB) {
+    } else if (job && s->flavour == SVC_JOB && (job->accepted || !s->call)) {
         if (s->call)
             reply_accepted(s, job);
         release(s);
@@ -697,9 +723,12 @@ static void admit(submission *s) {
     qie_status st = QIE_OK;
     qie_size_plan sizes;
     qie_memory_plan plan;
+    svc_client *client = svc_client_get(m, s->client);
     bool repeated = s->keyed && svc_job_find_key(m, s->client, s->request.idempotency_key);
     if (m->stopping)
         st = qie_fail(&e, QIE_E_UNAVAILABLE, NULL, "the service is stopping");
+    else if (!client)
+        st = qie_fail(&e, QIE_E_NO_MEMORY, NULL, "out of memory");
     else if (!repeated)
         st = svc_jobs_admit(m, s->client, &e);
     if (st == QIE_OK && m->has_model)
@@ -717,8 +746,7 @@ static void admit(submission *s) {
             release(s);
         return;
     }
-    m->n_reserved++;
-    s->reserved = true;
+    reserve(s, client);
     s->task.run = store_pictures;
     s->task.done = after_store;
     s->status = QIE_OK;
@@ -780,15 +808,30 @@ static void after_parse(svc_task *t) {
     svc_pool_post(s->master->fetchers, &s->task);
 }
 
+static qie_status may_submit(const svc_master *m, qie_error *err) {
+    const svc_worker *failed = NULL;
+    int n_failed = 0;
+    QIE_FAIL_IF(m->stopping, QIE_E_UNAVAILABLE, err, NULL, "the service is stopping");
+    QIE_FAIL_IF(m->o.reject_while_loading && !svc_workers_ready(m), QIE_E_UNAVAILABLE, err, NULL,
+                "the model is loading");
+    for (int i = 0; i < m->n_workers; i++)
+        if (m->workers[i].hopeless) {
+            failed = &m->workers[i];
+            n_failed++;
+        }
+    QIE_FAIL_IF(failed && n_failed == m->n_workers, QIE_E_UNAVAILABLE, err, NULL,
+                "no worker can become ready: %s", failed->last_error);
+    return QIE_OK;
+}
+
 void svc_submit(svc_master *m, svc_call *call, svc_flavour flavour) {
     qie_error e;
     submission *s = calloc(1, sizeof *s);
     const char *type = svc_call_header(call, "Content-Type");
-    if (!s || m->stopping || (m->o.reject_while_loading && !svc_workers_ready(m))) {
+    qie_status st = !s ? qie_fail(&e, QIE_E_NO_MEMORY, NULL, "out of memory") : may_submit(m, &e);
+    if (st != QIE_OK) {
         free(s);
         svc_call_set_header(call, "Retry-After", "5");
-        qie_fail(&e, QIE_E_UNAVAILABLE, NULL,
-                 m->stopping ? "the service is stopping" : "the model is loading");
         svc_reply_error(call, 503, &e);
         return;
     }
@@ -832,5 +875,20 @@ void svc_submit_tick(svc_master *m, bool comment) {
                      "the edit takes longer than %.0f s; it goes on as job %s", m->o.sync_timeout_s,
                      j->row.id);
             refuse(s, &e, 504);
+        }
+}
+
+void svc_submit_stop(svc_master *m) {
+    for (svc_job *j = m->jobs; j; j = j->next)
+        for (svc_listener *l = j->listeners, *next; l; l = next) {
+            next = l->next;
+            if (l->fn != on_event)
+                continue;
+            submission *s = (submission *)(void *)((char *)l - offsetof(submission, listener));
+            qie_error e;
+            qie_fail(&e, QIE_E_UNAVAILABLE, NULL,
+                     "the service is stopping; the edit goes on as job %s at its next start",
+                     j->row.id);
+            dismiss(s, &e, 0);
         }
 }

@@ -21,7 +21,9 @@
 #include "service/master/parse.h"
 
 #define YOUNG_S 10.0
-#define SILENT_START_S 120.0
+#define MAX_WAIT_S 30.0
+#define MAX_WAIT_KILLED_S 2.0 /* SIGKILL from outside says nothing about the program */
+#define HOPELESS_AFTER 5
 #define CANCEL_WITHIN_S 60.0
 #define MAX_RESULT_BYTES (256ll << 20)
 #define SOCKET_BYTES (1 << 20)
@@ -30,16 +32,22 @@ static const char *const STATES[] = {"starting", "loading",    "ready",
                                      "busy",     "restarting", "failed"};
 
 static void on_channel(void *arg, uint32_t events);
+static void on_output(void *arg, uint32_t events);
 static void on_death(void *arg, uint32_t events);
 
 /* ---------------------------------------------------------------- processes */
 
 /* Between fork and exec: system calls only. */
-static void become_worker(const svc_worker *w, int channel, char *const *argv, char *const *envp) {
+static void become_worker(const svc_worker *w, int channel, int output, char *const *argv,
+                          char *const *envp) {
     sigset_t none;
     sigemptyset(&none);
     sigprocmask(SIG_SETMASK, &none, NULL);
     prctl(PR_SET_PDEATHSIG, SIGKILL);
+    if (getppid() != w->master->pid)
+        _exit(127); /* it died before the line above */
+    dup2(output, STDOUT_FILENO);
+    dup2(output, STDERR_FILENO);
     if (channel == SVC_CHANNEL_FD)
         fcntl(channel, F_SETFD, 0);
     else if (dup2(channel, SVC_CHANNEL_FD) < 0)
@@ -75,16 +83,22 @@ static void note(svc_worker *w, const char *text) {
 
 /* Wait longer each time it dies young. */
 static void plan_restart(svc_worker *w) {
-    double wait = 0;
+    double wait = 0, most = w->was_killed ? MAX_WAIT_KILLED_S : MAX_WAIT_S;
     if (w->deaths_young > 0) {
         wait = 0.5;
-        for (int64_t i = 1; i < w->deaths_young && wait < 30; i++)
+        for (int64_t i = 1; i < w->deaths_young && wait < most; i++)
             wait *= 2;
-        if (wait > 30)
-            wait = 30;
+        if (wait > most)
+            wait = most;
     }
-    w->state = w->deaths_young >= 5 ? SVC_W_FAILED : SVC_W_RESTARTING;
+    w->hopeless = w->deaths_unready >= HOPELESS_AFTER;
+    w->state = w->hopeless ? SVC_W_FAILED : SVC_W_RESTARTING;
     w->restart_at_s = qie_now_s() + wait;
+}
+
+static void close_if(int fd) {
+    if (fd >= 0)
+        close(fd);
 }
 
 static bool start(svc_worker *w) {
@@ -96,22 +110,32 @@ static bool start(svc_worker *w) {
         char *const *out;
     } argv = {.in = m->o.worker_args}; /* exec does not write to them */
     char **envp = environment_of(w, device, sizeof device);
-    if (!envp || socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair)) {
-        free(envp);
-        return false;
+    int output[2] = {-1, -1};
+    pair[0] = pair[1] = -1;
+    bool ok = envp && !socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) &&
+              !pipe2(output, O_CLOEXEC);
+    pid_t pid = -1;
+    if (ok) {
+        int size = SOCKET_BYTES;
+        fcntl(pair[0], F_SETFL, O_NONBLOCK);
+        fcntl(output[0], F_SETFL, O_NONBLOCK);
+        setsockopt(pair[1], SOL_SOCKET, SO_SNDBUF, &size, sizeof size);
+        pid = fork();
+        if (pid == 0)
+            become_worker(w, pair[1], output[1], argv.out, envp);
     }
-    fcntl(pair[0], F_SETFL, O_NONBLOCK);
-    int size = SOCKET_BYTES;
-    setsockopt(pair[1], SOL_SOCKET, SO_SNDBUF, &size, sizeof size);
-    pid_t pid = fork();
-    if (pid == 0)
-        become_worker(w, pair[1], argv.out, envp);
     free(envp);
-    close(pair[1]);
+    close_if(pair[1]);
+    close_if(output[1]);
     if (pid < 0) {
-        close(pair[0]);
+        note(w, "no worker can be started now for lack of processes, descriptors or memory");
+        close_if(pair[0]);
+        close_if(output[0]);
         return false;
     }
+    w->output = output[0];
+    w->n_line = 0;
+    w->output_watch = svc_loop_watch(m->loop, w->output, EPOLLIN, on_output, w);
     w->pid = pid;
     w->channel = pair[0];
     w->pidfd = pidfd_open(pid, 0);
@@ -121,6 +145,7 @@ static bool start(svc_worker *w) {
     w->started_s = w->last_beat_s = qie_now_s();
     w->ready_s = 0;
     w->death_note[0] = 0;
+    w->was_killed = false;
     if (!w->pid_watch || !w->channel_watch)
         kill(pid, SIGKILL);
     svc_log(QIE_LOG_INFO, "worker", NULL, "worker %d started, process %d%s%s", w->index, (int)pid,
@@ -135,6 +160,7 @@ static void kill_worker(svc_worker *w, const char *why, int reason) {
         snprintf(w->death_note, sizeof w->death_note, "%s", why);
         w->master->death_reasons[w->index][reason]++;
     }
+    w->state = SVC_W_RESTARTING; /* nothing is given to it any more */
     kill(w->pid, SIGKILL);
 }
 
@@ -142,6 +168,7 @@ static void describe_death(svc_worker *w, int status) {
     if (w->death_note[0])
         return;
     w->master->death_reasons[w->index][0]++;
+    w->was_killed = WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL;
     if (WIFSIGNALED(status))
         snprintf(w->death_note, sizeof w->death_note, "the worker was ended by signal %d (%s)",
                  WTERMSIG(status), strsignal(WTERMSIG(status)));
@@ -150,23 +177,32 @@ static void describe_death(svc_worker *w, int status) {
                  WEXITSTATUS(status));
 }
 
+/* Close what belonged to a process that is gone. */
+static void forget_process(svc_worker *w) {
+    svc_loop *loop = w->master->loop;
+    svc_loop_unwatch(loop, w->channel_watch);
+    svc_loop_unwatch(loop, w->output_watch);
+    svc_loop_unwatch(loop, w->pid_watch);
+    close_if(w->channel);
+    close_if(w->output);
+    close_if(w->pidfd);
+    w->channel = w->output = w->pidfd = -1;
+    w->channel_watch = w->output_watch = w->pid_watch = NULL;
+    w->pid = 0;
+}
+
 static void buried(svc_worker *w, int status) {
     svc_master *m = w->master;
     double now = qie_now_s();
     /* What it said before it died still counts: a result may have been sent. */
     if (w->channel >= 0)
         on_channel(w, 0);
+    on_output(w, 0);
     describe_death(w, status);
-    svc_loop_unwatch(m->loop, w->channel_watch);
-    svc_loop_unwatch(m->loop, w->pid_watch);
-    close(w->channel);
-    if (w->pidfd >= 0)
-        close(w->pidfd);
-    w->channel = w->pidfd = -1;
-    w->channel_watch = w->pid_watch = NULL;
-    w->pid = 0;
+    forget_process(w);
     w->cancel_at_s = 0;
     bool young = w->ready_s <= 0 || now - w->ready_s < YOUNG_S;
+    w->deaths_unready = w->ready_s <= 0 && !w->was_killed ? w->deaths_unready + 1 : 0;
     w->deaths_young = young && !w->job ? w->deaths_young + 1 : young ? w->deaths_young : 0;
     if (!m->stopping) {
         note(w, w->death_note);
@@ -188,6 +224,35 @@ static void on_death(void *arg, uint32_t events) {
     (void)events;
     if (w->pid > 0 && waitpid(w->pid, &status, WNOHANG) == w->pid)
         buried(w, status);
+}
+
+/* What a worker writes to its standard error (the crash handler, a library) becomes lines of the
+ * log, with the job it was at. */
+static void on_output(void *arg, uint32_t events) {
+    svc_worker *w = arg;
+    (void)events;
+    for (int i = 0; i < 64 && w->output >= 0; i++) {
+        ssize_t n = read(w->output, w->line + w->n_line, sizeof w->line - 1 - w->n_line);
+        if (n == 0) {
+            svc_loop_unwatch(w->master->loop, w->output_watch);
+            w->output_watch = NULL;
+        }
+        if (n <= 0)
+            return;
+        w->n_line += (size_t)n;
+        char *start = w->line, *end;
+        while ((end = memchr(start, '\n', w->n_line - (size_t)(start - w->line))) != NULL ||
+               (start == w->line && w->n_line == sizeof w->line - 1 &&
+                (end = w->line + w->n_line) != NULL)) {
+            *end = 0;
+            if (*start)
+                svc_log(QIE_LOG_WARN, "output", w->job ? w->job->row.id : NULL, "worker %d: %s",
+                        w->index, start);
+            start = end < w->line + w->n_line ? end + 1 : end;
+        }
+        w->n_line -= (size_t)(start - w->line);
+        memmove(w->line, start, w->n_line);
+    }
 }
 
 /* ---------------------------------------------------------------- giving a job away */
@@ -252,7 +317,7 @@ static void put_back(svc_master *m, svc_worker *w, svc_job *job) {
     w->state = SVC_W_READY;
     job->worker = NULL;
     job->row.status = SVC_QUEUED;
-    m->n_queued++;
+    svc_job_waiting(m, job, 1);
 }
 
 static void packed(svc_task *t) {
@@ -353,6 +418,7 @@ typedef struct collecting {
     int worker, gpu_id, fd;
     int format, n_expected, output_fd;
     char id[SVC_ID_BYTES], *output_path;
+    char model[128], precision[16];
     svc_result_head head;
     double queued_s;
     char names[SVC_MAX_RESULTS][QIE_HASH_HEX_MAX];
@@ -462,8 +528,8 @@ static char *result_text(const collecting *c) {
     qie_json_put(o, "num_inference_steps", qie_json_new_int(h->num_inference_steps));
     qie_json_put(o, "true_cfg_scale", qie_json_new_double(h->true_cfg_scale));
     qie_json_put(o, "cfg", qie_json_new_bool(h->cfg != 0));
-    qie_json_put(o, "model", qie_json_new_string(c->master->model.name));
-    qie_json_put(o, "precision", qie_json_new_string(c->master->model.precision));
+    qie_json_put(o, "model", qie_json_new_string(c->model));
+    qie_json_put(o, "precision", qie_json_new_string(c->precision));
     qie_json_put(o, "gpu_id", qie_json_new_int(c->gpu_id));
     qie_json_put(o, "timings", t);
     qie_json_put(o, "warnings", warnings);
@@ -481,7 +547,7 @@ static void collect(svc_task *t) {
     c->status = QIE_OK;
     c->garbage = !svc_read_at(c->fd, &c->head, sizeof c->head, 0) || !head_is_sane(c);
     for (int i = 0; i < 10; i++)
-        c->head.warnings[i][255] = 0;
+        svc_text_clean(c->head.warnings[i], sizeof c->head.warnings[i]);
     for (int i = 0; !c->garbage && i < c->n_expected; i++) {
         if (!collect_picture(c, i, at))
             return;
@@ -528,13 +594,11 @@ static void collected(svc_task *t) {
     } else if (c->status == QIE_E_IO)
         release_collecting(c); /* stays running in the file: run again after the restart */
     else {
-        m->stage_sum_s[0] += c->head.encode_s;
-        m->stage_sum_s[1] += c->head.denoise_s;
-        m->stage_sum_s[2] += c->head.decode_s;
-        m->stage_sum_s[3] += c->head.total_s;
-        m->stage_n++;
-        m->step_sum_s += c->head.denoise_s;
-        m->step_n += c->head.num_inference_steps;
+        svc_histogram_add(&m->stage_s[0], c->head.encode_s);
+        svc_histogram_add(&m->stage_s[1], c->head.denoise_s);
+        svc_histogram_add(&m->stage_s[2], c->head.decode_s);
+        svc_histogram_add(&m->stage_s[3], c->head.total_s);
+        svc_histogram_add(&m->step_s, c->head.denoise_s / c->head.num_inference_steps);
         /* The pins go when the row that names the files is in. */
         memcpy(job->outputs, c->names, sizeof job->outputs);
         job->n_outputs = c->n_stored;
@@ -564,6 +628,8 @@ static void take_result(svc_worker *w, svc_job *job, int fd) {
     c->queued_s = job->started_s - job->created_s;
     c->output_fd = w->master->output_fd;
     memcpy(c->id, job->row.id, sizeof c->id);
+    memcpy(c->model, w->master->model.name, sizeof c->model);
+    memcpy(c->precision, w->master->model.precision, sizeof c->precision);
     qie_json *o = NULL;
     const char *path = NULL;
     if (qie_json_parse(job->row.response, strlen(job->row.response), "response", &o, NULL) ==
@@ -585,13 +651,19 @@ static void on_ready(svc_worker *w, const svc_message *m, int fd) {
         kill_worker(w, "the worker spoke nonsense at its start", 2);
         return;
     }
-    info.model[511] = info.name[127] = info.precision[15] = info.backend[15] = info.cpu_level[23] =
-        0;
-    info.about_en[399] = info.about_zh[399] = info.revision[79] = 0;
+    svc_text_clean(info.model, sizeof info.model);
+    svc_text_clean(info.name, sizeof info.name);
+    svc_text_clean(info.precision, sizeof info.precision);
+    svc_text_clean(info.backend, sizeof info.backend);
+    svc_text_clean(info.cpu_level, sizeof info.cpu_level);
+    svc_text_clean(info.about_en, sizeof info.about_en);
+    svc_text_clean(info.about_zh, sizeof info.about_zh);
     w->master->model = info;
     w->master->has_model = true;
     w->state = SVC_W_READY;
     w->ready_s = qie_now_s();
+    w->deaths_unready = 0;
+    w->hopeless = false;
     svc_log(QIE_LOG_INFO, "worker", NULL, "worker %d ready after %.1f s: model %s, %s (%s)",
             w->index, w->ready_s - w->started_s, info.name, info.precision, m->text);
 }
@@ -691,8 +763,9 @@ static int on_message(svc_worker *w, const svc_message *m, int fd) {
     else if (mine && m->kind == SVC_MSG_DONE && fd >= 0) {
         on_done(w, fd);
         return -1;
-    } else if (m->kind > SVC_MSG_FAILED || m->kind < SVC_MSG_BEAT)
-        kill_worker(w, "the worker sent an unknown message", 2);
+    } else if (m->kind == SVC_MSG_DONE || m->kind == SVC_MSG_FAILED || m->kind > SVC_MSG_FAILED ||
+               m->kind < SVC_MSG_BEAT)
+        kill_worker(w, "the worker sent a message that makes no sense and was ended", 2);
     return fd;
 }
 
@@ -702,11 +775,14 @@ static void on_channel(void *arg, uint32_t events) {
     int fd, rc;
     (void)events;
     /* A bounded number at once, so that a flood from one worker does not starve the others. */
-    for (int i = 0; i < 64 && (rc = svc_message_receive(w->channel, &m, &fd)) != 0; i++) {
+    for (int i = 0;
+         i < 64 && w->channel_watch && (rc = svc_message_receive(w->channel, &m, &fd)) != 0; i++) {
         if (rc < 0) {
             svc_loop_unwatch(w->master->loop, w->channel_watch);
             w->channel_watch = NULL;
-            if (w->pid > 0)
+            if (rc == SVC_NONSENSE)
+                kill_worker(w, "the worker sent garbage and was ended", 2);
+            else if (w->pid > 0)
                 kill(w->pid, SIGKILL); /* a closed channel is a death in progress */
             return;
         }
@@ -725,9 +801,9 @@ void svc_workers_start(svc_master *m) {
         memset(w, 0, sizeof *w);
         w->master = m;
         w->index = i;
-        w->gpu = m->o.n_gpus ? m->o.gpus[i] : NULL;
-        w->gpu_id = w->gpu ? (int)strtol(w->gpu, NULL, 10) : -1;
-        w->pidfd = w->channel = -1;
+        w->gpu = m->o.n_gpus ? m->o.gpus[i].bind : NULL;
+        w->gpu_id = w->gpu ? m->o.gpus[i].index : -1;
+        w->pidfd = w->channel = w->output = -1;
         if (!start(w))
             plan_restart(w);
     }
@@ -747,7 +823,7 @@ static void check(svc_worker *w, double now) {
         limit = 5 * w->stage_limit_s;
     if (w->state == SVC_W_BUSY && w->dispatched && now - w->last_beat_s > limit)
         kill_worker(w, "the worker gave no sign of life and was ended", 1);
-    else if (w->state < SVC_W_READY && now - w->last_beat_s > SILENT_START_S)
+    else if (w->state < SVC_W_READY && now - w->last_beat_s > m->o.hang_limit_s)
         kill_worker(w, "the worker gave no sign of life at its start", 1);
     else if (w->cancel_at_s > 0 && now - w->cancel_at_s > CANCEL_WITHIN_S)
         kill_worker(w, "the worker did not obey a cancel", 1);
@@ -772,14 +848,7 @@ void svc_workers_stop(svc_master *m) {
             kill(w->pid, SIGKILL);
             waitpid(w->pid, NULL, 0);
         }
-        svc_loop_unwatch(m->loop, w->channel_watch);
-        svc_loop_unwatch(m->loop, w->pid_watch);
-        if (w->channel >= 0)
-            close(w->channel);
-        if (w->pidfd >= 0)
-            close(w->pidfd);
-        w->pid = 0;
-        w->channel = w->pidfd = -1;
+        forget_process(w);
     }
 }
 
@@ -795,7 +864,8 @@ static qie_json *worker_json(const svc_worker *w) {
     bool ready = w->state == SVC_W_READY || w->state == SVC_W_BUSY;
     qie_json_put(o, "id", qie_json_new_int(w->index));
     qie_json_put(o, "gpu_id", qie_json_new_int(w->gpu_id));
-    qie_json_put(o, "gpu_name", w->gpu ? qie_json_new_string(w->gpu) : qie_json_new_string("CPU"));
+    qie_json_put(o, "gpu_name",
+                 qie_json_new_string(w->gpu ? w->master->o.gpus[w->index].name : "CPU"));
     qie_json_put(o, "pid", qie_json_new_int(w->pid));
     qie_json_put(o, "ready", qie_json_new_bool(ready));
     qie_json_put(o, "state", qie_json_new_string(STATES[w->state]));

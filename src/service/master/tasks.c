@@ -93,7 +93,7 @@ struct svc_pool {
     pthread_cond_t wake;
     queue waiting;
     svc_done *done;
-    bool quit;
+    bool quit, stopped;
     int n;
     pthread_t threads[MAX_THREADS];
 };
@@ -142,8 +142,8 @@ qie_status svc_pool_create(int n_threads, svc_done *done, svc_pool **out, qie_er
     return QIE_OK;
 }
 
-void svc_pool_destroy(svc_pool *p) {
-    if (!p)
+void svc_pool_stop(svc_pool *p) {
+    if (!p || p->stopped)
         return;
     pthread_mutex_lock(&p->lock);
     p->quit = true;
@@ -151,12 +151,24 @@ void svc_pool_destroy(svc_pool *p) {
     pthread_mutex_unlock(&p->lock);
     for (int i = 0; i < p->n; i++)
         pthread_join(p->threads[i], NULL);
+    p->stopped = true;
+}
+
+void svc_pool_destroy(svc_pool *p) {
+    if (!p)
+        return;
+    svc_pool_stop(p);
     pthread_cond_destroy(&p->wake);
     pthread_mutex_destroy(&p->lock);
     free(p);
 }
 
 void svc_pool_post(svc_pool *p, svc_task *task) {
+    if (p->stopped) {
+        task->run(task);
+        svc_done_post(p->done, task);
+        return;
+    }
     pthread_mutex_lock(&p->lock);
     push(&p->waiting, task);
     pthread_cond_signal(&p->wake);

@@ -26,7 +26,9 @@ void svc_done_deliver(svc_done *d);
 
 typedef struct svc_pool svc_pool;
 qie_status svc_pool_create(int n_threads, svc_done *done, svc_pool **out, qie_error *err);
-/* Finishes what runs and what waits, then ends the threads. */
+/* Finishes what runs and what waits, then ends the threads; what is posted later runs at once in
+ * the caller. */
+void svc_pool_stop(svc_pool *pool);
 void svc_pool_destroy(svc_pool *pool);
 void svc_pool_post(svc_pool *pool, svc_task *task);
 

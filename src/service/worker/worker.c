@@ -12,6 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -29,6 +30,9 @@
 #define BEAT_EVERY_S 0.2     /* a block of a small model takes microseconds */
 #define LOADING_BEAT_MS 1000 /* while the model is opened */
 #define MAX_INPUT_BYTES (64ull << 20)
+#define DECODE_BYTES_PER_PIXEL 8 /* RGB, a rotated copy, RGBA rows of the codec */
+#define PROBE_ABOVE_FLOPS 5e10   /* of one block: a second on a slow core */
+#define SLOWEST_FLOPS_PER_S 2e9  /* one core without vector units: the limit until the probe */
 
 typedef struct worker {
     int channel;
@@ -39,8 +43,9 @@ typedef struct worker {
     bool has_job, quit, loading;
     svc_message job;
     int job_fd;
+    int n_blocks; /* of the transformer */
     /* of the running job, computing thread only */
-    double last_beat, block_s;
+    double last_beat, block_s; /* block_s: the longest silence to expect */
     int last_step, last_image;
     char last_stage[24];
 } worker;
@@ -109,15 +114,31 @@ static void take(worker *w, const svc_message *m, int fd) {
         close(fd);
 }
 
+/* What shows from outside that something goes on: bytes and pages read from the disk, and while
+ * the model is opened also time on the processor. An endless loop in an edit must not count. */
+static int64_t signs_of_life(bool loading) {
+    struct rusage r;
+    if (getrusage(RUSAGE_SELF, &r))
+        return 0;
+    int64_t n = (int64_t)r.ru_inblock + r.ru_majflt;
+    if (loading) /* in units of 10 ms: this thread itself takes less than one between two looks */
+        n += (int64_t)(r.ru_utime.tv_sec + r.ru_stime.tv_sec) * 100 +
+             (r.ru_utime.tv_usec + r.ru_stime.tv_usec) / 10000;
+    return n;
+}
+
 static void *listen_to_master(void *arg) {
     worker *w = arg;
+    int64_t seen = 0;
     for (;;) {
         struct pollfd p = {.fd = w->channel, .events = POLLIN};
         int n = poll(&p, 1, LOADING_BEAT_MS);
         pthread_mutex_lock(&w->lock);
-        bool loading = w->loading;
+        bool loading = w->loading, running = w->running != 0;
         pthread_mutex_unlock(&w->lock);
-        if (n == 0 && loading) {
+        int64_t now = n == 0 && (loading || running) ? signs_of_life(loading) : seen;
+        if (now != seen) {
+            seen = now;
             svc_message beat;
             svc_message_init(&beat, SVC_MSG_BEAT, 0);
             snprintf(beat.stage, sizeof beat.stage, "load");
@@ -245,6 +266,21 @@ static void job_release(job *j) {
     }
 }
 
+/* The seed in the parameters that we wrote into a picture; all ones when it has none. Damaged
+ * metadata is no reason to refuse a picture. */
+static uint64_t seed_of(const uint8_t *bytes, size_t n) {
+    char *text = NULL;
+    qie_json *o = NULL;
+    int64_t value = -1;
+    if (qie_image_read_parameters(bytes, n, &text, NULL) == QIE_OK && text &&
+        qie_json_parse(text, strlen(text), "metadata", &o, NULL) == QIE_OK &&
+        qie_json_get_int(o, "seed", -1, 0, INT64_MAX, &value, NULL) != QIE_OK)
+        value = -1;
+    qie_json_free(o);
+    free(text);
+    return (uint64_t)value;
+}
+
 static qie_status decode(job *j, qie_error *err) {
     for (uint64_t i = 0; i < j->head.n_images; i++) {
         qie_status st = qie_image_decode(j->bytes[i], (size_t)j->head.image_bytes[i], NULL,
@@ -255,12 +291,8 @@ static qie_status decode(job *j, qie_error *err) {
                 snprintf(err->param, sizeof err->param, "image");
             return st;
         }
-        char *text = NULL, *seed;
-        if (qie_image_read_parameters(j->bytes[i], (size_t)j->head.image_bytes[i], &text, NULL) ==
-                QIE_OK &&
-            text && (seed = strstr(text, "\"seed\":")) != NULL)
-            j->seed_repeated |= strtoull(seed + 7, NULL, 10) == j->head.params.seed;
-        free(text);
+        j->seed_repeated |=
+            seed_of(j->bytes[i], (size_t)j->head.image_bytes[i]) == j->head.params.seed;
     }
     j->made_with = j->head.params.seed;
     if (j->seed_repeated && !j->head.params.force_seed)
@@ -377,14 +409,60 @@ static qie_status send_result(worker *w, const job *j, const qie_edit_options *o
     return st;
 }
 
+/* Pixels of the pictures, as their headers say: what decoding may take. */
+static int64_t decoded_bytes(const job *j) {
+    int64_t n = 0;
+    for (uint64_t i = 0; i < j->head.n_images; i++) {
+        int w = 0, h = 0;
+        if (qie_image_probe(j->bytes[i], (size_t)j->head.image_bytes[i], NULL, NULL, &w, &h,
+                            NULL) == QIE_OK)
+            n += (int64_t)w * h * DECODE_BYTES_PER_PIXEL;
+    }
+    return n;
+}
+
+static double flops_of_block(const worker *w, const qie_edit_plan *plan) {
+    int passes = plan->num_inference_steps * (plan->cfg ? 2 : 1);
+    return plan->flops / (double)passes / w->n_blocks;
+}
+
+/* How long a silence may be in this edit, told before it starts: from the engine's probe of one
+ * block when blocks are so large that the master's own limit could be too short, else nothing. */
+static qie_status tell_estimate(worker *w, const job *j, const qie_edit_options *o,
+                                qie_edit_plan *plan, qie_error *err) {
+    double flops = flops_of_block(w, plan);
+    int passes = plan->num_inference_steps * (plan->cfg ? 2 : 1) * j->head.params.num_images;
+    svc_message m;
+    if (flops < PROBE_ABOVE_FLOPS)
+        return QIE_OK;
+    svc_message_init(&m, SVC_MSG_BEAT, w->running);
+    snprintf(m.stage, sizeof m.stage, "probe");
+    m.seconds_left = -1;
+    m.stage_limit_s = flops / SLOWEST_FLOPS_PER_S;
+    tell_memory(&m);
+    say(w, &m, -1);
+    QIE_TRY(qie_engine_plan(w->engine, o, true, plan, err));
+    if (plan->seconds_estimate <= 0)
+        return QIE_OK;
+    w->block_s = plan->seconds_estimate / passes / w->n_blocks;
+    m.kind = SVC_MSG_PROGRESS;
+    m.stage_limit_s = w->block_s;
+    m.total = plan->num_inference_steps;
+    m.seconds_left = plan->seconds_estimate;
+    say(w, &m, -1);
+    return QIE_OK;
+}
+
 static qie_status compute(worker *w, job *j, qie_error *err) {
     const qie_image *views[SVC_MAX_PICTURES];
     qie_edit_plan plan;
     qie_edit_result result;
+    svc_sandbox_memory(decoded_bytes(j));
     QIE_TRY(decode(j, err));
     qie_edit_options o = options_of(w, j, views);
     QIE_TRY(qie_engine_plan(w->engine, &o, false, &plan, err));
     svc_sandbox_memory(plan.working_bytes);
+    QIE_TRY(tell_estimate(w, j, &o, &plan, err));
     QIE_TRY(qie_engine_edit(w->engine, &o, &result, err));
     qie_status st = send_result(w, j, &o, &result, err);
     qie_edit_result_release(&result);
@@ -398,7 +476,7 @@ static void begin(worker *w, uint64_t token) {
     if (w->cancelled == token)
         qie_engine_cancel(w->engine);
     pthread_mutex_unlock(&w->lock);
-    w->last_beat = w->block_s = 0;
+    w->last_beat = w->block_s = 0; /* an estimate comes with the plan */
     w->last_step = -1;
     w->last_stage[0] = 0;
 }
@@ -437,8 +515,7 @@ static void run_job(worker *w) {
 
 /* ---------------------------------------------------------------- start */
 
-static qie_status describe(const worker *w, const svc_worker_options *o, svc_model_info *out,
-                           qie_error *err) {
+static qie_status describe(const worker *w, svc_model_info *out, qie_error *err) {
     qie_engine_info info;
     qie_files *files = NULL;
     qie_engine_get_info(w->engine, &info);
@@ -450,7 +527,6 @@ static qie_status describe(const worker *w, const svc_worker_options *o, svc_mod
     snprintf(out->cpu_level, sizeof out->cpu_level, "%s", info.cpu_level);
     snprintf(out->about_en, sizeof out->about_en, "%s", info.about_en ? info.about_en : "");
     snprintf(out->about_zh, sizeof out->about_zh, "%s", info.about_zh ? info.about_zh : "");
-    snprintf(out->revision, sizeof out->revision, "%s", o->revision ? o->revision : "");
     out->n_threads = info.n_threads;
     out->num_inference_steps = info.num_inference_steps;
     out->max_side = info.max_side;
@@ -467,10 +543,10 @@ static qie_status describe(const worker *w, const svc_worker_options *o, svc_mod
     return st;
 }
 
-static qie_status tell_ready(worker *w, const svc_worker_options *o, const char *files,
-                             const char *calls, qie_error *err) {
+static qie_status tell_ready(worker *w, const char *files, const char *calls, qie_error *err) {
     svc_model_info info;
-    QIE_TRY(describe(w, o, &info, err));
+    QIE_TRY(describe(w, &info, err));
+    w->n_blocks = info.config.transformer.num_layers > 0 ? info.config.transformer.num_layers : 1;
     svc_part part = {&info, sizeof info};
     int fd = svc_memory_file("model", &part, 1);
     QIE_FAIL_IF(fd < 0, QIE_E_NO_MEMORY, err, NULL, "no memory file: %s", strerror(errno));
@@ -494,7 +570,7 @@ static qie_status serve(worker *w, const svc_worker_options *o, qie_error *err) 
     pthread_detach(thread);
     QIE_TRY(qie_engine_open(&o->engine, &w->engine, err));
     const char *calls = svc_sandbox_calls();
-    QIE_TRY(tell_ready(w, o, files, calls, err));
+    QIE_TRY(tell_ready(w, files, calls, err));
     for (;;) {
         pthread_mutex_lock(&w->lock);
         while (!w->has_job && !w->quit)

@@ -8,7 +8,6 @@
 typedef struct svc_worker_options {
     int channel;
     qie_engine_options engine;
-    const char *revision; /* of the model, "" if unknown */
 } svc_worker_options;
 
 /* Serve jobs until the master goes away or says so. Errors: those of qie_engine_open, QIE_E_IO. */

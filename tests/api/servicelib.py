@@ -1,0 +1,194 @@
+"""A running service for tests: start, talk to it, kill it, stop it; and a runner of cases.
+
+A driver is called as DRIVER.py PROGRAM FAKEWORKER [CASE ...]: only the cases whose name contains one of the words run.
+QIE_TEST_LONG=1 asks for the large rounds. Nothing here depends on how fast the machine is.
+"""
+import base64
+import http.client
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+import uuid
+
+PROGRAM = os.path.abspath(sys.argv[1])
+FAKE = os.path.abspath(sys.argv[2]) if len(sys.argv) > 2 else None
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+PICTURE = open(os.path.join(ROOT, "demo", "samples", "ball.png"), "rb").read()
+B64 = base64.b64encode(PICTURE).decode()
+LONG = bool(os.environ.get("QIE_TEST_LONG"))
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+class Service:
+    """One service. fake=True: the stand-in computes nothing; its prompt says what it does."""
+
+    def __init__(self, *args, state=None, fake=False, env=None, prefix=(), demo=True):
+        self.state = state or tempfile.mkdtemp(prefix="qe-state-")
+        self.own_state = state is None
+        self.args, self.port, self.process = args, free_port(), None
+        self.env, self.prefix = dict(os.environ, **(env or {})), list(prefix)
+        self.log_path = tempfile.mktemp(prefix="qe-log-")
+        if fake:
+            self.args = ("--worker-program", FAKE, *args)
+        if demo:
+            self.args = ("--model", "demo", "--threads", "1", *self.args)
+
+    def command(self):
+        return [*self.prefix, PROGRAM, "serve", "--port", str(self.port), "--state-dir", self.state, *self.args]
+
+    def start(self, wait=True):
+        with open(self.log_path, "ab") as log:
+            self.process = subprocess.Popen(self.command(), stdout=subprocess.DEVNULL, stderr=log, env=self.env)
+        if wait:
+            self.until(lambda: self.call("GET", "/health/ready")[0] in (200, 401))
+        return self
+
+    def log(self):
+        return open(self.log_path, errors="replace").read()
+
+    def until(self, what, seconds=120):
+        end = time.time() + seconds
+        while time.time() < end:
+            try:
+                value = what()
+                if value:
+                    return value
+            except (OSError, http.client.HTTPException):
+                pass
+            if self.process and self.process.poll() is not None:
+                raise AssertionError(f"the service has ended with {self.process.returncode}: {self.log()[-600:]}")
+            time.sleep(0.03)
+        raise AssertionError("waited too long")
+
+    def call(self, method, path, body=None, headers=None, timeout=180):
+        c = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
+        try:
+            headers = dict(headers or {})
+            if isinstance(body, dict):
+                body = json.dumps(body)
+                headers.setdefault("Content-Type", "application/json")
+            c.request(method, path, body, headers)
+            r = c.getresponse()
+            data = r.read()
+            self.headers = r.headers
+            if "json" in r.headers.get("Content-Type", ""):
+                data = json.loads(data)
+            return r.status, data
+        finally:
+            c.close()
+
+    def form(self, path, fields, files, headers=None):
+        boundary = uuid.uuid4().hex
+        out = b""
+        for k, v in fields.items():
+            out += f'--{boundary}\r\nContent-Disposition: form-data; name="{k}"\r\n\r\n{v}\r\n'.encode()
+        for k, v in files:
+            out += f'--{boundary}\r\nContent-Disposition: form-data; name="{k}"; filename="a.png"\r\n\r\n'.encode()
+            out += v + b"\r\n"
+        out += f"--{boundary}--\r\n".encode()
+        return self.call("POST", path, out, {"Content-Type": f"multipart/form-data; boundary={boundary}",
+                                             **(headers or {})})
+
+    def job(self, prompt="turn the subject purple", headers=None, **more):
+        return self.call("POST", "/v1/jobs", {"prompt": prompt, "image_base64": B64, **more}, headers)
+
+    def accepted(self, *args, **more):
+        code, j = self.job(*args, **more)
+        assert code == 202, (code, j)
+        return j["id"]
+
+    def look(self, job, headers=None):
+        code, j = self.call("GET", "/v1/jobs/" + job, headers=headers)
+        assert code == 200, (code, j)
+        return j
+
+    def finished(self, job, seconds=180, headers=None):
+        def ended():
+            j = self.look(job, headers)
+            return j if j["status"] not in ("queued", "running") else None
+        return self.until(ended, seconds)
+
+    def events(self, job, last=None, timeout=180):
+        c = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
+        c.request("GET", f"/v1/jobs/{job}/events", headers={"Last-Event-ID": last} if last else {})
+        r = c.getresponse()
+        out, event = [], {}
+        for line in r:
+            line = line.decode().rstrip("\n")
+            if not line and "event" in event:
+                out.append(event)
+                event = {}
+            elif line and not line.startswith(":"):
+                k, v = line.split(": ", 1)
+                event[k] = v
+        c.close()
+        return out
+
+    def health(self):
+        return self.call("GET", "/health")[1]
+
+    def metric(self, line_start):
+        text = self.call("GET", "/metrics")[1].decode()
+        return [float(li.rsplit(" ", 1)[1]) for li in text.splitlines() if li.startswith(line_start)]
+
+    def worker_pid(self):
+        return self.until(lambda: [w["pid"] for w in self.health()["workers"] if w["ready"] and w["pid"]])[0]
+
+    def kill(self):
+        self.process.kill()
+        self.process.wait()
+
+    def stop(self):
+        """Exit status of an orderly stop."""
+        if self.process and self.process.poll() is None:
+            self.process.terminate()
+            try:
+                self.process.wait(60)
+            except subprocess.TimeoutExpired:
+                self.kill()
+        code = self.process.returncode if self.process else 0
+        if self.own_state:
+            shutil.rmtree(self.state, ignore_errors=True)
+        if os.path.exists(self.log_path):
+            os.unlink(self.log_path)
+        return code
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, value, trace):
+        if kind:
+            sys.stderr.write(self.log()[-3000:] if os.path.exists(self.log_path) else "")
+        code = self.stop()
+        if not kind:
+            assert code == 0, f"the service stopped with {code}"
+
+
+def run_cases(cases):
+    """Runs (name, function) pairs; returns how many failed."""
+    wanted = [a for a in sys.argv[3:] if not a.startswith("-")]
+    failed = 0
+    for name, run in cases:
+        if wanted and not any(w in name for w in wanted):
+            continue
+        start = time.time()
+        try:
+            note = run()
+            print(f"ok   {name} ({time.time() - start:.1f} s){': ' + note if note else ''}", flush=True)
+        except Exception as e:
+            failed += 1
+            print(f"FAIL {name}: {type(e).__name__}: {str(e)[:600]}", flush=True)
+            traceback.print_exc()
+    print(f"{os.path.basename(sys.argv[0])}: {failed} failed")
+    return failed
