@@ -47,7 +47,7 @@ static void run_case(const attention_case *p) {
         qie_compute *ref = op_compute("ref", QIE_CPU_REF, 2);
         ref->ops.attention(ref, &a);
         qie_compute_destroy(ref);
-        for (int level = QIE_CPU_AVX2; level <= (int)qie_cpu_level_hardware(); level++) {
+        for (int level = OP_FIRST_LEVEL; level <= (int)qie_cpu_level_hardware(); level++) {
             op_buf first = {0};
             for (int threads = 1; threads <= 3; threads++) {
                 op_buf got = op_copy(&dst, edge);

@@ -41,7 +41,7 @@ static void run_case(const conv_case *p) {
         qie_compute *ref = op_compute("ref", QIE_CPU_REF, 2);
         ref->ops.conv2d(ref, &a);
         qie_compute_destroy(ref);
-        for (int level = QIE_CPU_AVX2; level <= (int)qie_cpu_level_hardware() + 1; level++) {
+        for (int level = OP_FIRST_LEVEL; level <= (int)qie_cpu_level_hardware() + 1; level++) {
             bool onednn = level > (int)qie_cpu_level_hardware(); /* the last round */
             op_buf first = {0};
             for (int threads = 1; threads <= 3; threads++) {

@@ -48,7 +48,7 @@ static void run_case(const linear_case *p) {
         a.dst = (qie_mat){want.data, p->dst, p->m, p->n, p->ldd};
         ref->ops.linear(ref, &a);
         qie_compute_destroy(ref);
-        for (int level = QIE_CPU_AVX2; level <= (int)qie_cpu_level_hardware() + 1; level++) {
+        for (int level = OP_FIRST_LEVEL; level <= (int)qie_cpu_level_hardware() + 1; level++) {
             bool onednn = level > (int)qie_cpu_level_hardware(); /* the last round */
             op_buf first = {0};
             for (int threads = 1; threads <= 3; threads++) {

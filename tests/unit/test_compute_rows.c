@@ -24,7 +24,7 @@ static void check(rows_case *p) {
     qie_compute_destroy(ref);
     memcpy(want.data, saved->data, want.bytes);
     size_t n = want.bytes / qie_dtype_size(p->out_type);
-    for (int level = QIE_CPU_AVX2; level <= (int)qie_cpu_level_hardware(); level++) {
+    for (int level = OP_FIRST_LEVEL; level <= (int)qie_cpu_level_hardware(); level++) {
         op_buf first = {0};
         for (int threads = 1; threads <= 3; threads++) {
             memcpy(saved->data, p->start.data, p->start.bytes);
@@ -235,7 +235,7 @@ QTEST(test_convert_rounds_every_special_value_as_scalar_code) {
         memcpy(src.data + 4 * i, &u, 4);
     }
     embed_case a = {.src = {src.data, QIE_F32, 1, N, N}, .dst = {dst.data, QIE_BF16, 1, N, N}};
-    for (int level = QIE_CPU_AVX2; level <= (int)qie_cpu_level_hardware(); level++) {
+    for (int level = OP_FIRST_LEVEL; level <= (int)qie_cpu_level_hardware(); level++) {
         qie_compute *c = op_compute("cpu", (qie_cpu_level)level, 1);
         c->ops.convert(c, a.src, a.dst);
         qie_compute_destroy(c);

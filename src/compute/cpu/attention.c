@@ -27,13 +27,14 @@ typedef struct layout {
     size_t k, v, q, s, o, stats, bytes; /* offsets in the thread's scratch */
 } layout;
 
-static layout layout_of(int64_t d, int64_t unit) {
+static layout layout_of(int64_t d, int64_t unit, bool v_rows) {
     layout l = {.keys = block_keys(d, unit)};
     int64_t units = qie_ceil_div(d, unit);
     l.parts = qie_ceil_div(units, QIE_K_UNITS);
     l.k = 0;
     l.v = l.k + (size_t)(l.keys * l.parts * QIE_A_STRIDE);
-    l.q = l.v + (size_t)((l.keys / unit * d * 4 + 63) / 64 * 64);
+    l.q = l.v +
+          (v_rows ? (size_t)(d * QIE_A_STRIDE) : (size_t)((l.keys / unit * d * 4 + 63) / 64 * 64));
     l.s = l.q + (size_t)(TASK_QUERIES * units * 4);
     l.o = l.s + (size_t)(l.keys * QIE_NR_MAX * 4);
     l.stats = l.o + (size_t)(TASK_QUERIES * d * 4);
@@ -44,8 +45,8 @@ static layout layout_of(int64_t d, int64_t unit) {
 size_t qie_cpu_attention_bytes(int max_head_dim) {
     size_t most = 0;
     for (int64_t d = 1; d <= max_head_dim; d++)
-        for (int unit = 1; unit <= 2; unit++) {
-            size_t bytes = layout_of(d, unit).bytes;
+        for (int i = 0; i < 3; i++) { /* float, bf16, bf16 with v_rows */
+            size_t bytes = layout_of(d, i ? 2 : 1, i == 2).bytes;
             most = bytes > most ? bytes : most;
         }
     return most;
@@ -103,9 +104,9 @@ static void attend_block(const attention_job *job, unsigned char *scratch, group
     n_tiles = qie_ceil_div(d, g->mr);
     for (int64_t t = 0; t < n_tiles; t++) {
         int64_t r0 = d * t / n_tiles, rows = d * (t + 1) / n_tiles - r0;
-        g->tile[QIE_A_STEPS][gr->vectors - 1][rows](qie_ceil_div(n, g->unit),
-                                                    scratch + l->v + r0 * 4, d * 4, s,
-                                                    gr->o + r0 * cols, cols, factor, gr->started);
+        const unsigned char *v = scratch + l->v + r0 * (g->v_rows ? QIE_A_STRIDE : 4);
+        g->tile[g->v_rows ? QIE_A_ROWS : QIE_A_STEPS][gr->vectors - 1][rows](
+            qie_ceil_div(n, g->unit), v, d * 4, s, gr->o + r0 * cols, cols, factor, gr->started);
     }
     gr->started = true;
 }
@@ -172,8 +173,7 @@ static void attend(const attention_job *job, unsigned char *scratch, int head, i
             (void *)at(&a->dst, groups[i].from, q_col), a->dst.dtype, a->dst.ld);
 }
 
-static void attention_task(void *arg, size_t index, int i_thread) {
-    const attention_job *job = arg;
+static void attend_segments(const attention_job *job, size_t index, int i_thread) {
     const qie_attention_args *a = job->a;
     unsigned char *scratch = qie_cpu_thread_scratch(job->c, i_thread);
     int head = (int)((int64_t)index / job->n_blocks);
@@ -200,10 +200,17 @@ static void attention_task(void *arg, size_t index, int i_thread) {
     }
 }
 
+static void attention_task(void *arg, size_t index, int i_thread) {
+    const attention_job *job = arg;
+    qie_gemm_begin(job->g);
+    attend_segments(job, index, i_thread);
+    qie_gemm_end(job->g);
+}
+
 void qie_cpu_attention(qie_compute *c, const qie_attention_args *a) {
     assert(a->q.dtype == a->k.dtype && a->k.dtype == a->v.dtype);
     attention_job job = {.c = c, .a = a, .g = qie_cpu_gemm(c, a->q.dtype)};
-    job.l = layout_of(a->head_dim, job.g->unit);
+    job.l = layout_of(a->head_dim, job.g->unit, job.g->v_rows);
     assert(job.l.bytes <= qie_cpu_state_of(c)->thread_bytes);
     job.n_blocks = qie_ceil_div(a->q.rows, TASK_QUERIES);
     int64_t work = a->q.rows * a->k.rows * a->head_dim * a->n_heads;

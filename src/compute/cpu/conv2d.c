@@ -91,6 +91,7 @@ static void conv_task(void *arg, size_t index, int i_thread) {
                          a->bias.dtype, n);
     qie_epilogue e = {.bias = a->bias.data ? bias : NULL, .ldy = panels.cols, .ldd = n_all};
 
+    qie_gemm_begin(g);
     int64_t block = (int64_t)QIE_K_UNITS * g->unit, n_tiles = qie_ceil_div(m, g->mr);
     for (int64_t k0 = 0; k0 < job->k; k0 += block) {
         int64_t k = job->k - k0 < block ? job->k - k0 : block, steps = qie_ceil_div(k, g->unit);
@@ -111,6 +112,7 @@ static void conv_task(void *arg, size_t index, int i_thread) {
             kernels->epilogue(&e, c, (unsigned char *)a->dst.data + i, a->dst.dtype, n, rows);
         }
     }
+    qie_gemm_end(g);
 }
 
 void qie_cpu_conv2d(qie_compute *c, const qie_conv2d_args *a) {

@@ -57,6 +57,10 @@ static qie_status fill(qie_compute *c, const qie_compute_limits *limits, qie_err
                      : c->level >= QIE_CPU_AVX512   ? &qie_kernels_avx512
                                                     : &qie_kernels_avx2;
     state->bf16 = c->level >= QIE_CPU_AVX512BF16 ? &qie_bf16_gemm_avx512bf16 : NULL;
+    if (c->level >= QIE_CPU_AMX) {
+        qie_bf16_gemm_amx_make(&state->amx);
+        state->bf16 = &state->amx;
+    }
     c->state = state;
     c->release_state = free;
     c->bf16_native = state->bf16 != NULL;

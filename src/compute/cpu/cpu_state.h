@@ -19,6 +19,7 @@ enum {
 typedef struct qie_cpu_state {
     const qie_kernels *kernels;
     const qie_gemm *bf16; /* NULL: bf16 is widened and takes the float kernels */
+    qie_gemm amx;         /* what bf16 points to at that level */
     size_t shared_bytes, thread_bytes;
 } qie_cpu_state;
 
@@ -29,6 +30,14 @@ static inline const qie_cpu_state *qie_cpu_state_of(const qie_compute *c) {
 static inline const qie_gemm *qie_cpu_gemm(const qie_compute *c, qie_dtype act) {
     const qie_cpu_state *s = qie_cpu_state_of(c);
     return act == QIE_BF16 && s->bf16 ? s->bf16 : s->kernels->f32;
+}
+static inline void qie_gemm_begin(const qie_gemm *g) {
+    if (g->begin)
+        g->begin();
+}
+static inline void qie_gemm_end(const qie_gemm *g) {
+    if (g->end)
+        g->end();
 }
 static inline unsigned char *qie_cpu_thread_scratch(const qie_compute *c, int i_thread) {
     const qie_cpu_state *s = qie_cpu_state_of(c);

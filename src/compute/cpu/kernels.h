@@ -9,10 +9,12 @@
 #ifndef QIE_COMPUTE_CPU_KERNELS_H
 #define QIE_COMPUTE_CPU_KERNELS_H
 
+#include <stdbool.h>
+
 #include "compute/backend.h"
 
 enum {
-    QIE_MR_MAX = 14,
+    QIE_MR_MAX = 32,
     QIE_NR_MAX = 32,
     QIE_K_BYTES = 1024,            /* of A and B handled before a sum is put away */
     QIE_K_UNITS = QIE_K_BYTES / 4, /* steps of one such block */
@@ -56,6 +58,10 @@ typedef struct qie_gemm {
     int unit;        /* elements along k in one unit: 1 (float) or 2 (bf16) */
     qie_dtype dtype; /* of the packed elements: F32 or BF16 */
     qie_tile_fn tile[2][2][QIE_MR_MAX + 1]; /* [layout][vectors - 1][rows] */
+    bool v_rows;                            /* pack_v and the product with it use QIE_A_ROWS */
+    /* Around all tiles of a task, on its thread; NULL: nothing to do. */
+    void (*begin)(void);
+    void (*end)(void);
     /* n rows of k elements, ld elements apart, of type dtype, to B columns: [units][nv * vw],
      * zero-filled. */
     void (*pack_b)(void *dst, int nv, const void *src, qie_dtype dtype, int64_t ld, int64_t n,
@@ -66,7 +72,7 @@ typedef struct qie_gemm {
     void (*gather_a)(void *dst, const qie_gather *g, int64_t row0, int64_t n, int64_t k0,
                      int64_t k);
     /* Rows of n x m keys' values as A in QIE_A_STEPS layout: [ceil(n / unit)][m] units,
-     * zero-filled. */
+     * zero-filled; with v_rows as m rows of ceil(n / unit) units, QIE_A_STRIDE apart. */
     void (*pack_v)(void *dst, const void *src, qie_dtype dtype, int64_t ld, int64_t n, int64_t m);
     /* y[i][j] = x row i (i < m <= 4) times w row j (j < n <= 4). y rows are ldy floats apart. */
     void (*dots)(const void *x, qie_dtype x_dtype, int64_t ldx, int64_t m, const void *w,
@@ -114,6 +120,8 @@ typedef struct qie_kernels {
 
 #if defined(__x86_64__)
 extern const qie_gemm qie_f32_gemm_avx2, qie_f32_gemm_avx512, qie_bf16_gemm_avx512bf16;
+/* The tile kernels share all else with those of the level below. */
+void qie_bf16_gemm_amx_make(qie_gemm *out);
 extern const qie_kernels qie_kernels_avx2, qie_kernels_avx512, qie_kernels_avx512bf16;
 #endif
 

@@ -90,6 +90,7 @@ static void linear_task(void *arg, size_t index, int i_thread) {
     if (a->bias.data)
         load_bias(qie_cpu_state_of(job->c)->kernels, &a->bias, n0, n, bias);
 
+    qie_gemm_begin(g);
     int64_t block = (int64_t)QIE_K_UNITS * g->unit, n_tiles = qie_ceil_div(m, g->mr);
     int64_t x_size = (int64_t)qie_dtype_size(a->x.dtype),
             w_size = (int64_t)qie_dtype_size(a->w.dtype);
@@ -121,6 +122,7 @@ static void linear_task(void *arg, size_t index, int i_thread) {
                 finish_rows(job, a->bias.data ? bias : NULL, c, panels.cols, m0 + r0, rows, n0, n);
         }
     }
+    qie_gemm_end(g);
 }
 
 static void small_task(void *arg, size_t index, int i_thread) {
