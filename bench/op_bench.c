@@ -1,9 +1,8 @@
 /* qie-op-bench: times operations at the shapes of a file, beside oneDNN on the same shapes in the
  * same run.
  *
- *   qie-op-bench [--threads N] [--repeats N] [--level LEVEL] [--dtype f32|bf16] [--backend NAME]
- * [--no-roof]
- *                [--json FILE] [--cpu-time] SHAPES...
+ *   qie-op-bench [--threads N] [--repeats N] [--level LEVEL] [--dtype f32|bf16] [--int8]
+ *                [--backend NAME] [--no-roof] [--json FILE] [--cpu-time] SHAPES...
  *
  * Roof: for linear and conv2d oneDNN's own time with weights in its preferred layout; for attention
  * the GFLOP/s of a oneDNN matmul 1024 x 1024 x 1024 of the same type. Times are the fastest and the
@@ -22,7 +21,7 @@ typedef struct options {
     int threads, repeats;
     qie_dtype dtype;
     const char *backend;
-    bool roof;
+    bool roof, int8;
     FILE *json;
     double (*clock_s)(void);
 } options;
@@ -62,7 +61,7 @@ static int values_of(const char *op) {
 }
 
 static int run_line(const options *o, qie_compute *c, const char *line) {
-    qie_op_shape s = {.op = "", .act = o->dtype, .weight = o->dtype};
+    qie_op_shape s = {.op = "", .act = o->dtype, .weight = o->dtype, .int8 = o->int8};
     long long v[QIE_OP_DIMS] = {0};
     qie_op_bench_options bench = {o->repeats, o->roof, o->clock_s};
     qie_op_time t;
@@ -110,6 +109,10 @@ int main(int argc, char **argv) {
             o.roof = false;
             continue;
         }
+        if (!strcmp(argv[i], "--int8")) {
+            o.int8 = true;
+            continue;
+        }
         if (!strcmp(argv[i], "--cpu-time")) {
             o.clock_s = cpu_time;
             continue;
@@ -136,11 +139,11 @@ int main(int argc, char **argv) {
     }
     if (o.repeats < 1 || o.threads < 1 || i == argc) {
         fprintf(stderr, "usage: qie-op-bench [--threads N] [--repeats N] [--level L] [--dtype "
-                        "f32|bf16] [--backend B] "
+                        "f32|bf16] [--int8] [--backend B] "
                         "[--no-roof] [--json FILE] [--cpu-time] SHAPES...\n");
         return 2;
     }
-    qie_compute_limits limits = {32768, 32768, 9 * 1024, 1024, 512};
+    qie_compute_limits limits = {32768, 32768, 9 * 1024, 1024, 512, o.int8 ? 32768 : 0};
     qie_compute *c;
     qie_error e;
     if (qie_compute_create_level(o.backend, level, o.threads, &limits, &c, &e) != QIE_OK) {

@@ -62,6 +62,7 @@ typedef struct qie_bench_stage {
 typedef struct qie_bench_op {
     char op[16];              /* "linear", "attention", "conv2d", else one that is no product */
     char act[12], weight[12]; /* types: "F32", "BF16" ... */
+    bool int8;                /* multiplied in 8-bit integers; the roof is that of act */
     int64_t dims[7]; /* linear: m n k; attention: nq nk heads kv_heads head_dim causal segment;
                         conv2d: h w in out kernel stride up; others: rows columns */
     int n_dims;

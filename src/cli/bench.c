@@ -229,8 +229,8 @@ static void print_ops(const qie_bench_result *r, int stage, bool alone) {
         if ((int)o->stage != stage)
             continue;
         shape_text(o, shape, sizeof shape);
-        snprintf(types, sizeof types, "%s%s%s", o->act, o->gflop > 0 ? "*" : "",
-                 o->gflop > 0 ? o->weight : "");
+        snprintf(types, sizeof types, "%s%s%s%s", o->int8 ? "i8:" : "", o->act,
+                 o->gflop > 0 ? "*" : "", o->gflop > 0 ? o->weight : "");
         printf("  %-12s %-32s %-9s %6.0f %9.2f %5.1f%%", o->op, shape, types, o->calls,
                o->in_stage_s * 1e3, 100 * o->in_stage_s / s->median_s);
         if (o->fastest_s > 0) {
@@ -380,6 +380,7 @@ static qie_json *op_json(const qie_bench_op *op) {
     qie_json_put(o, "shape", dims);
     qie_json_put(o, "act", qie_json_new_string(op->act));
     qie_json_put(o, "weight", qie_json_new_string(op->weight));
+    qie_json_put(o, "int8", qie_json_new_bool(op->int8));
     qie_json_put(o, "calls", qie_json_new_double(op->calls));
     qie_json_put(o, "in_stage_s", qie_json_new_double(op->in_stage_s));
     qie_json_put(o, "gflop", qie_json_new_double(op->gflop));

@@ -90,6 +90,8 @@ typedef enum qie_store {
                          */
 } qie_store;
 
+#define QIE_INT8_MIN_ROWS 9
+
 typedef struct qie_linear_args {
     qie_mat x;    /* [m, k] */
     qie_wmat w;   /* [n, k] */
@@ -103,6 +105,10 @@ typedef struct qie_linear_args {
     const float *gate[2]; /* [n] each; GATED_ADD only */
     int64_t split;
     qie_mat dst; /* [m, n]; must not overlap x */
+    /* Multiply in 8-bit integers: x and weights of other types are scaled to -127 .. 127 per row
+     * and block of k on the way, I8 weights are taken with their scale. Ignored by a back end
+     * without it and below QIE_INT8_MIN_ROWS rows. */
+    bool int8;
 } qie_linear_args;
 
 typedef struct qie_layer_norm_args {
@@ -242,6 +248,7 @@ typedef struct qie_compute_limits {
     int64_t max_conv_k; /* in * kh * kw of any convolution */
     int64_t max_conv_n; /* out of any convolution */
     int max_head_dim;
+    int64_t max_int8_k; /* inner dimension of any linear in int8; 0: none will be */
 } qie_compute_limits;
 
 struct qie_compute {

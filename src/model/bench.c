@@ -129,6 +129,7 @@ static void describe_op(const qie_op_use *u, int n_runs, qie_bench_op *op) {
     snprintf(op->weight, sizeof op->weight, "%s", qie_dtype_name(s->weight));
     memcpy(op->dims, s->dims, sizeof op->dims);
     op->n_dims = qie_op_n_dims(s->op);
+    op->int8 = s->int8;
     op->stage = (qie_bench_stage_id)u->group;
     op->calls = (double)u->calls / n_runs;
     op->in_stage_s = u->seconds / n_runs;
@@ -139,7 +140,8 @@ static void describe_op(const qie_op_use *u, int n_runs, qie_bench_op *op) {
 static const qie_bench_op *timed_before(const qie_bench_op *ops, size_t n, const qie_bench_op *op) {
     for (size_t i = 0; i < n; i++)
         if (ops[i].fastest_s > 0 && !strcmp(ops[i].op, op->op) && !strcmp(ops[i].act, op->act) &&
-            !strcmp(ops[i].weight, op->weight) && !memcmp(ops[i].dims, op->dims, sizeof op->dims))
+            ops[i].int8 == op->int8 && !strcmp(ops[i].weight, op->weight) &&
+            !memcmp(ops[i].dims, op->dims, sizeof op->dims))
             return &ops[i];
     return NULL;
 }
@@ -148,7 +150,8 @@ static qie_status time_op(bench *b, const qie_bench_op *ops, size_t n, qie_bench
                           qie_error *err) {
     const qie_bench_op *same = timed_before(ops, n, op);
     qie_op_shape s = {.act = (qie_dtype)qie_dtype_from_name(op->act),
-                      .weight = (qie_dtype)qie_dtype_from_name(op->weight)};
+                      .weight = (qie_dtype)qie_dtype_from_name(op->weight),
+                      .int8 = op->int8};
     qie_op_bench_options o = {.repeats = b->o->repeats, .roof = b->o->roof};
     qie_op_time t = {0};
     if (op->gflop <= 0)

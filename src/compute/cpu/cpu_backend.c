@@ -17,8 +17,17 @@ static qie_cpu_state plan(const qie_compute_limits *limits) {
     qie_cpu_state s = {0};
     size_t linear = QIE_A_BYTES + QIE_B_BYTES + QIE_C_BYTES;
     size_t attention = qie_cpu_attention_bytes(limits->max_head_dim);
-    s.shared_bytes = round_up(qie_cpu_conv_bytes(limits->max_conv_k, limits->max_conv_n));
-    s.thread_bytes = round_up(linear > attention ? linear : attention);
+    size_t thread = linear > attention ? linear : attention;
+    size_t shared = qie_cpu_conv_bytes(limits->max_conv_k, limits->max_conv_n);
+    s.max_int8_k = limits->max_int8_k;
+    if (limits->max_int8_k) {
+        size_t int8_shared = qie_cpu_int8_shared_bytes(limits->max_int8_k);
+        size_t int8_thread = qie_cpu_int8_thread_bytes();
+        shared = int8_shared > shared ? int8_shared : shared;
+        thread = int8_thread > thread ? int8_thread : thread;
+    }
+    s.shared_bytes = round_up(shared);
+    s.thread_bytes = round_up(thread);
     return s;
 }
 
@@ -56,6 +65,9 @@ static qie_status fill(qie_compute *c, const qie_compute_limits *limits, qie_err
     state->kernels = c->level >= QIE_CPU_AVX512BF16 ? &qie_kernels_avx512bf16
                      : c->level >= QIE_CPU_AVX512   ? &qie_kernels_avx512
                                                     : &qie_kernels_avx2;
+    state->i8 = c->level >= QIE_CPU_AVX512BF16 ? &qie_i8_gemm_avx512bf16
+                : c->level >= QIE_CPU_AVX512   ? &qie_i8_gemm_avx512
+                                               : &qie_i8_gemm_avx2;
     state->bf16 = c->level >= QIE_CPU_AVX512BF16 ? &qie_bf16_gemm_avx512bf16 : NULL;
     if (c->level >= QIE_CPU_AMX) {
         qie_bf16_gemm_amx_make(&state->amx);

@@ -20,7 +20,9 @@ typedef struct qie_cpu_state {
     const qie_kernels *kernels;
     const qie_gemm *bf16; /* NULL: bf16 is widened and takes the float kernels */
     qie_gemm amx;         /* what bf16 points to at that level */
+    const qie_i8_gemm *i8;
     size_t shared_bytes, thread_bytes;
+    int64_t max_int8_k;
 } qie_cpu_state;
 
 static inline const qie_cpu_state *qie_cpu_state_of(const qie_compute *c) {
@@ -70,6 +72,10 @@ size_t qie_cpu_attention_bytes(int max_head_dim);
 /* Bytes of the shared area that a convolution needs. */
 size_t qie_cpu_conv_bytes(int64_t max_conv_k, int64_t max_conv_n);
 
+/* Bytes of the shared area and a thread that int8 products need for up to max_k inputs. */
+size_t qie_cpu_int8_shared_bytes(int64_t max_k);
+size_t qie_cpu_int8_thread_bytes(void);
+
 void qie_cpu_linear(qie_compute *c, const qie_linear_args *a);
 /* Low-rank terms, see lowrank.c. Rows [m0, m0 + m) and columns [n0, n0 + n <= QIE_TASK_COLS) of
  * them to sums (ld floats apart, panels as qie_panels_make pads them), which the layer's own
@@ -80,9 +86,29 @@ void qie_cpu_lowrank_begin(const qie_compute *c, const qie_linear_args *a, unsig
 /* For few rows: all of them, columns [n0, n0 + n), added to sums. */
 void qie_cpu_lowrank_dots(const qie_compute *c, const qie_linear_args *a, int64_t n0, int64_t n,
                           float *sums, int64_t ld);
+/* n products of the same x in 8-bit integers; each must fit. */
+bool qie_cpu_int8_fits(const qie_compute *c, const qie_linear_args *a);
+void qie_cpu_linear_int8(qie_compute *c, const qie_linear_args *a, size_t n);
 void qie_cpu_conv2d(qie_compute *c, const qie_conv2d_args *a);
 void qie_cpu_attention(qie_compute *c, const qie_attention_args *a);
 /* rms_norm, layer_norm, qk_norm_rope, channel_norm, embed, convert, cfg_combine */
 void qie_cpu_fill_rows(qie_ops *ops);
+
+/* Parts of a linear layer that the float and the integer driver share. */
+/* Elements [n0, n0 + n) of the bias in `out`; NULL if there is none. */
+const float *qie_cpu_load_bias(const qie_compute *c, const qie_vec *bias, int64_t n0, int64_t n,
+                               float *out);
+/* Rows [row0, row0 + n_rows) of sums (ld floats apart), columns [n0, n0 + n) of the result. */
+void qie_cpu_finish_rows(const qie_compute *c, const qie_linear_args *a, const float *bias,
+                         const float *sums, int64_t ld, int64_t row0, int64_t n_rows, int64_t n0,
+                         int64_t n);
+/* Ask for share i of n of `rows` pieces of `bytes`, `step` bytes apart: a kilobyte here and there
+ * is too short for the processor to guess, and x and the weights come from far away. */
+static inline void qie_cpu_prefetch(const unsigned char *p, size_t step, int64_t rows,
+                                    int64_t bytes, int64_t i, int64_t n) {
+    for (int64_t r = rows * i / n; r < rows * (i + 1) / n; r++)
+        for (int64_t b = 0; b < bytes; b += 64)
+            __builtin_prefetch(p + (size_t)r * step + b, 0, 2);
+}
 
 #endif

@@ -40,17 +40,19 @@ static void *mat_at(const qie_mat *m, int64_t row, int64_t col) {
     return (unsigned char *)m->data + (size_t)(row * m->ld + col) * qie_dtype_size(m->dtype);
 }
 
-static void load_bias(const qie_kernels *kernels, const qie_vec *bias, int64_t n0, int64_t n,
-                      float *out) {
-    kernels->convert(out, QIE_F32,
-                     (const unsigned char *)bias->data + (size_t)n0 * qie_dtype_size(bias->dtype),
-                     bias->dtype, n);
+const float *qie_cpu_load_bias(const qie_compute *c, const qie_vec *bias, int64_t n0, int64_t n,
+                               float *out) {
+    if (!bias->data)
+        return NULL;
+    qie_cpu_state_of(c)->kernels->convert(
+        out, QIE_F32, (const unsigned char *)bias->data + (size_t)n0 * qie_dtype_size(bias->dtype),
+        bias->dtype, n);
+    return out;
 }
 
-/* Rows [row0, row0 + n_rows) of sums (ld floats apart), columns [n0, n0 + n) of the result. */
-static void finish_rows(const linear_job *job, const float *bias, const float *sums, int64_t ld,
-                        int64_t row0, int64_t n_rows, int64_t n0, int64_t n) {
-    const qie_linear_args *a = job->a;
+void qie_cpu_finish_rows(const qie_compute *c, const qie_linear_args *a, const float *bias,
+                         const float *sums, int64_t ld, int64_t row0, int64_t n_rows, int64_t n0,
+                         int64_t n) {
     qie_epilogue e = {.bias = bias, .act = a->act, .store = a->store, .ldy = ld, .ldd = a->dst.ld};
     int64_t end = row0 + n_rows;
     for (int64_t from = row0, to; from < end; from = to) {
@@ -60,18 +62,9 @@ static void finish_rows(const linear_job *job, const float *bias, const float *s
             if (from < a->split && a->split < end)
                 to = a->split;
         }
-        qie_cpu_state_of(job->c)->kernels->epilogue(
+        qie_cpu_state_of(c)->kernels->epilogue(
             &e, sums + (from - row0) * ld, mat_at(&a->dst, from, n0), a->dst.dtype, n, to - from);
     }
-}
-
-/* Ask for share i of n of `rows` pieces of `bytes`, `step` bytes apart: a kilobyte here and there
- * is too short for the processor to guess, and x and the weights come from far away. */
-static void prefetch(const unsigned char *p, size_t step, int64_t rows, int64_t bytes, int64_t i,
-                     int64_t n) {
-    for (int64_t r = rows * i / n; r < rows * (i + 1) / n; r++)
-        for (int64_t b = 0; b < bytes; b += 64)
-            __builtin_prefetch(p + (size_t)r * step + b, 0, 2);
 }
 
 static void linear_task(void *arg, size_t index, int i_thread) {
@@ -85,10 +78,9 @@ static void linear_task(void *arg, size_t index, int i_thread) {
     int64_t n = a->w.n - n0 < job->task_cols ? a->w.n - n0 : job->task_cols, k_all = a->w.k;
     unsigned char *scratch = qie_cpu_thread_scratch(job->c, i_thread);
     unsigned char *block_a = scratch, *block_b = scratch + QIE_A_BYTES;
-    float *sums = (float *)(block_b + QIE_B_BYTES), bias[QIE_TASK_COLS];
+    float *sums = (float *)(block_b + QIE_B_BYTES), room[QIE_TASK_COLS];
     qie_panels panels = qie_panels_make(n, g->vw);
-    if (a->bias.data)
-        load_bias(qie_cpu_state_of(job->c)->kernels, &a->bias, n0, n, bias);
+    const float *bias = qie_cpu_load_bias(job->c, &a->bias, n0, n, room);
 
     qie_gemm_begin(g);
     int64_t block = (int64_t)QIE_K_UNITS * g->unit, n_tiles = qie_ceil_div(m, g->mr);
@@ -110,16 +102,16 @@ static void linear_task(void *arg, size_t index, int i_thread) {
             g->copy_a(block_a, mat_at(&a->x, m0 + r0, k0), a->x.dtype, a->x.ld, rows, k);
             int64_t next_rows = t + 1 < n_tiles ? m * (t + 2) / n_tiles - (r0 + rows) : 0;
             for (int p = 0; p < panels.n; p++) {
-                prefetch(mat_at(&a->x, m0 + r0 + rows, k0), x_step, next_rows, k * x_size, p,
-                         panels.n);
-                prefetch(weight_at(&a->w, n0, k0 + k), (size_t)(k_all * w_size), n, next_k * w_size,
-                         t * panels.n + p, n_tiles * panels.n);
+                qie_cpu_prefetch(mat_at(&a->x, m0 + r0 + rows, k0), x_step, next_rows, k * x_size,
+                                 p, panels.n);
+                qie_cpu_prefetch(weight_at(&a->w, n0, k0 + k), (size_t)(k_all * w_size), n,
+                                 next_k * w_size, t * panels.n + p, n_tiles * panels.n);
                 g->tile[QIE_A_ROWS][panels.vectors[p] - 1][rows](
                     steps, block_a, 0, block_b + panels.col[p] * steps * 4, c + panels.col[p],
                     panels.cols, NULL, k0 > 0 || a->n_lowrank);
             }
             if (k0 + k == k_all)
-                finish_rows(job, a->bias.data ? bias : NULL, c, panels.cols, m0 + r0, rows, n0, n);
+                qie_cpu_finish_rows(job->c, a, bias, c, panels.cols, m0 + r0, rows, n0, n);
         }
     }
     qie_gemm_end(g);
@@ -131,9 +123,8 @@ static void small_task(void *arg, size_t index, int i_thread) {
     const qie_linear_args *a = job->a;
     int64_t n0 = (int64_t)index * SMALL_COLS,
             n = a->w.n - n0 < SMALL_COLS ? a->w.n - n0 : SMALL_COLS;
-    float sums[SMALL_M][SMALL_COLS], bias[SMALL_COLS];
-    if (a->bias.data)
-        load_bias(qie_cpu_state_of(job->c)->kernels, &a->bias, n0, n, bias);
+    float sums[SMALL_M][SMALL_COLS], room[SMALL_COLS];
+    const float *bias = qie_cpu_load_bias(job->c, &a->bias, n0, n, room);
     for (int64_t j = 0; j < n; j += 4)
         for (int64_t r = 0; r < a->x.rows; r += 4)
             job->g->dots(mat_at(&a->x, r, 0), a->x.dtype, a->x.ld,
@@ -141,7 +132,7 @@ static void small_task(void *arg, size_t index, int i_thread) {
                          a->w.dtype, n - j < 4 ? n - j : 4, a->w.k, &sums[r][j], SMALL_COLS);
     if (a->n_lowrank)
         qie_cpu_lowrank_dots(job->c, a, n0, n, sums[0], SMALL_COLS);
-    finish_rows(job, a->bias.data ? bias : NULL, sums[0], SMALL_COLS, 0, a->x.rows, n0, n);
+    qie_cpu_finish_rows(job->c, a, bias, sums[0], SMALL_COLS, 0, a->x.rows, n0, n);
 }
 
 void qie_cpu_linear(qie_compute *c, const qie_linear_args *a) {
@@ -151,6 +142,10 @@ void qie_cpu_linear(qie_compute *c, const qie_linear_args *a) {
         return;
     if (a->n_lowrank)
         qie_lowrank_project(c, a);
+    if (qie_cpu_int8_fits(c, a)) {
+        qie_cpu_linear_int8(c, a, 1);
+        return;
+    }
     linear_job job = {.c = c, .a = a, .g = qie_cpu_gemm(c, a->x.dtype)};
     int n_threads = macs < SERIAL_MACS ? 1 : c->n_threads;
     if (m <= SMALL_M) {

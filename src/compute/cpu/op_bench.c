@@ -31,7 +31,7 @@ double qie_op_gflop(const qie_op_shape *s) {
 
 bool qie_op_equal(const qie_op_shape *a, const qie_op_shape *b) {
     return !strcmp(a->op, b->op) && a->act == b->act && a->weight == b->weight &&
-           !memcmp(a->dims, b->dims, sizeof a->dims);
+           a->int8 == b->int8 && !memcmp(a->dims, b->dims, sizeof a->dims);
 }
 
 /* ---- made-up operands */
@@ -95,7 +95,8 @@ static qie_status bench_linear(const bench *b, const qie_op_shape *s, qie_error 
     qie_linear_args a = {
         .x = qie_mat_make(filled(m * k, s->act), s->act, m, k),
         .w = {.data = filled(n * k, s->weight), .dtype = s->weight, .n = n, .k = k},
-        .dst = qie_mat_make(filled(m * n, s->act), s->act, m, n)};
+        .dst = qie_mat_make(filled(m * n, s->act), s->act, m, n),
+        .int8 = s->int8};
     double median;
     qie_status st = QIE_OK;
     if (!a.x.data || !a.w.data || !a.dst.data)

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "base/parallel.h"
+#include "compute/cpu/kernels.h"
 #include "compute/cpu/lowrank.h"
 
 float qie_ref_load(const void *data, qie_dtype dtype, int64_t i) {
@@ -54,16 +55,60 @@ static double lowrank_sum(const qie_linear_args *a, int64_t r, int64_t n) {
     return sum;
 }
 
+/* n <= QIE_I8_BLOCK values as integers; the scale that they were divided by. */
+static float int8_block(const void *data, qie_dtype dtype, int64_t from, int64_t n, int32_t *q) {
+    float largest = 0;
+    for (int64_t i = 0; i < n; i++) {
+        float v = fabsf(qie_ref_load(data, dtype, from + i));
+        if (!isfinite(v))
+            return NAN;
+        largest = v > largest ? v : largest;
+    }
+    float inverse = largest >= QIE_I8_LEAST ? 127.0f / largest : 0;
+    for (int64_t i = 0; i < n; i++)
+        q[i] = (int32_t)lrintf(qie_ref_load(data, dtype, from + i) * inverse);
+    return largest >= QIE_I8_LEAST ? largest / 127.0f : 0;
+}
+
+/* The definition that every variant meets bit by bit: see kernels.h. */
+static float int8_dot(const qie_linear_args *a, int64_t r, int64_t n) {
+    float y = 0;
+    int32_t x[QIE_I8_BLOCK] = {0}, w[QIE_I8_BLOCK] = {0};
+    const qie_wmat *m = &a->w;
+    for (int64_t k0 = 0; k0 < m->k; k0 += QIE_I8_BLOCK) {
+        int64_t k = m->k - k0 < QIE_I8_BLOCK ? m->k - k0 : QIE_I8_BLOCK;
+        float x_scale = int8_block(a->x.data, a->x.dtype, r * a->x.ld + k0, k, x), w_scale = 1;
+        if (m->dtype == QIE_I8)
+            for (int64_t i = 0; i < k; i++)
+                w[i] = ((const int8_t *)m->data)[n * m->k + k0 + i];
+        else
+            w_scale = int8_block(m->data, m->dtype, n * m->k + k0, k, w);
+        if (m->scale)
+            w_scale *= m->scale[m->n_scale > 1 ? n : 0];
+        int32_t sum = 0;
+        for (int64_t i = 0; i < k && isfinite(x_scale) && isfinite(w_scale); i++)
+            sum += x[i] * w[i];
+        y = k0 ? fmaf((float)sum, x_scale * w_scale, y) : (float)sum * (x_scale * w_scale);
+    }
+    return y;
+}
+
+static double float_dot(const qie_linear_args *a, int64_t r, int64_t n) {
+    double sum = 0;
+    for (int64_t i = 0; i < a->w.k; i++)
+        sum += (double)qie_ref_load(a->x.data, a->x.dtype, r * a->x.ld + i) *
+               (double)qie_ref_load(a->w.data, a->w.dtype, n * a->w.k + i);
+    return sum;
+}
+
 static void linear_row(void *arg, size_t row, int i_thread) {
     (void)i_thread;
     const qie_linear_args *a = arg;
-    int64_t r = (int64_t)row, k = a->w.k;
+    int64_t r = (int64_t)row;
+    bool int8 = a->int8 && a->x.rows >= QIE_INT8_MIN_ROWS;
     const float *gate = a->gate[r >= a->split];
     for (int64_t n = 0; n < a->w.n; n++) {
-        double sum = 0;
-        for (int64_t i = 0; i < k; i++)
-            sum += (double)qie_ref_load(a->x.data, a->x.dtype, r * a->x.ld + i) *
-                   (double)qie_ref_load(a->w.data, a->w.dtype, n * k + i);
+        double sum = int8 ? (double)int8_dot(a, r, n) : float_dot(a, r, n);
         if (a->n_lowrank)
             sum += lowrank_sum(a, r, n);
         float y = (float)sum;
