@@ -25,8 +25,14 @@ typedef struct qie_engine qie_engine;
 typedef enum qie_precision {
     QIE_PRECISION_AUTO = 0, /* bf16 where the CPU multiplies it natively, else f32 */
     QIE_PRECISION_F32,
-    QIE_PRECISION_BF16
+    QIE_PRECISION_BF16,
+    /* The transformer's large products in 8-bit integers (about twice as fast, see docs/SPEED.md
+     * for what it costs); what is sensitive and everything else as with AUTO */
+    QIE_PRECISION_INT8
 } qie_precision;
+
+/* "auto", "f32", "bf16", "int8"; AUTO for another word. */
+qie_precision qie_precision_from_name(const char *name);
 
 typedef struct qie_engine_options {
     const char *model;       /* folder in the diffusers layout, or "demo" (embedded); required */
@@ -49,7 +55,8 @@ typedef struct qie_engine_info {
     const char *model_name; /* last part of the path, or "demo" */
     bool is_demo;
     const char *about_en, *about_zh; /* from qwen_edit.json; NULL if it says nothing */
-    const char *precision;           /* "f32" or "bf16" */
+    const char *precision;           /* "f32", "bf16" or "int8" */
+    const char *activations;         /* "f32" or "bf16": what is kept between products */
     const char *backend;
     const char *cpu_level; /* "avx2", "avx512bf16", ... */
     int n_threads;

@@ -125,14 +125,11 @@ static qie_status read_pictures(bench *b, bool demo, qie_error *err) {
 static qie_status open_engine(const cli_values *v, qie_engine **engine, qie_error *err) {
     char *model = NULL;
     bool named;
-    const char *precision = cli_text(v, OPT_PRECISION, "auto");
     int half = qie_cpu_count() / 2;
     QIE_TRY(cli_choose_model(v, &model, &named, err));
     qie_engine_options o = qie_engine_options_default();
     o.model = model;
-    o.precision = !strcmp(precision, "f32")    ? QIE_PRECISION_F32
-                  : !strcmp(precision, "bf16") ? QIE_PRECISION_BF16
-                                               : QIE_PRECISION_AUTO;
+    o.precision = qie_precision_from_name(cli_text(v, OPT_PRECISION, "auto"));
     o.n_threads = (int)cli_number(v, OPT_THREADS, half > 1 ? half : 1);
     o.backend = cli_text(v, OPT_BACKEND, NULL);
     o.memory_limit_bytes = (int64_t)(cli_number(v, OPT_MEMORY_LIMIT, 0) * 1073741824.0);

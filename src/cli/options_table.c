@@ -379,9 +379,11 @@ const cli_option CLI_OPTIONS[OPT_COUNT] = {
     [OPT_PRECISION] = {.name = "precision",
                        .argument = "WHICH",
                        .kind = CLI_CHOICE,
-                       .words = "auto|f32|bf16",
+                       .words = "auto|f32|bf16|int8",
                        .def = "auto: bf16 where the CPU multiplies it natively, else f32",
-                       .help = "arithmetic: auto, f32 or bf16",
+                       .help =
+                           "arithmetic: auto, f32, bf16, or int8 (the transformer's large products "
+                           "in 8-bit integers)",
                        .group = GROUP_MACHINE,
                        .commands = CMD_SERVICE | CMD_EDIT | CMD_BENCH,
                        .traits = KEEP},

@@ -211,14 +211,11 @@ qie_status cli_run_serve(cli_values *values, qie_error *err) {
 }
 
 qie_status cli_run_worker(cli_values *values, qie_error *err) {
-    const char *precision = cli_text(values, OPT_PRECISION, "auto");
     svc_worker_options o = {.channel = SVC_CHANNEL_FD, .engine = qie_engine_options_default()};
     if (cli_is_set(values, OPT_NICE))
         setpriority(PRIO_PROCESS, 0, (int)cli_number(values, OPT_NICE, 0));
     o.engine.model = cli_text(values, OPT_MODEL, "demo");
-    o.engine.precision = !strcmp(precision, "f32")    ? QIE_PRECISION_F32
-                         : !strcmp(precision, "bf16") ? QIE_PRECISION_BF16
-                                                      : QIE_PRECISION_AUTO;
+    o.engine.precision = qie_precision_from_name(cli_text(values, OPT_PRECISION, "auto"));
     o.engine.n_threads = (int)cli_number(values, OPT_THREADS, 1);
     o.engine.backend = cli_text(values, OPT_BACKEND, NULL);
     o.engine.memory_limit_bytes = (int64_t)(cli_number(values, OPT_MEMORY_LIMIT, 0) * 1073741824.0);

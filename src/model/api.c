@@ -24,6 +24,7 @@ struct qie_engine {
     qie_arena *arena;  /* as large as the largest edit so far */
     qie_arena *device; /* the same on a device; NULL on the CPU */
     qie_dtype act;
+    bool int8;
     int64_t memory_limit;
     char *path, *name;
     bool is_demo;
@@ -70,6 +71,13 @@ static char *name_of(const char *path) {
     return strndup(path + from, n - from);
 }
 
+qie_precision qie_precision_from_name(const char *name) {
+    return !strcmp(name, "f32")    ? QIE_PRECISION_F32
+           : !strcmp(name, "bf16") ? QIE_PRECISION_BF16
+           : !strcmp(name, "int8") ? QIE_PRECISION_INT8
+                                   : QIE_PRECISION_AUTO;
+}
+
 static int thread_count(int asked) {
     int cores = qie_cpu_count(), half = cores / 2 > 0 ? cores / 2 : 1;
     return asked > 0 ? asked : half;
@@ -96,11 +104,14 @@ qie_status qie_engine_open(const qie_engine_options *options, qie_engine **out, 
     atomic_init(&e->cancel, 0);
     QIE_TRY_GOTO(qie_model_open(options->model, &e->model, err));
     qie_compute_limits limits = qie_model_limits(&e->model.config);
+    if (options->precision == QIE_PRECISION_INT8)
+        limits.max_int8_k = 4ll * e->model.config.transformer.inner_dim;
     QIE_TRY_GOTO(qie_compute_create(options->backend, thread_count(options->n_threads), &limits,
                                     &e->compute, err));
     bool bf16 = options->precision == QIE_PRECISION_BF16 ||
-                (options->precision == QIE_PRECISION_AUTO && e->compute->bf16_native);
+                (options->precision != QIE_PRECISION_F32 && e->compute->bf16_native);
     e->act = bf16 ? QIE_BF16 : QIE_F32;
+    e->int8 = options->precision == QIE_PRECISION_INT8;
     *out = e;
     return QIE_OK;
 fail:
@@ -120,6 +131,10 @@ void qie_engine_close(qie_engine *e) {
     free(e);
 }
 
+static const char *precision_name(const qie_engine *e) {
+    return e->int8 ? "int8" : e->act == QIE_BF16 ? "bf16" : "f32";
+}
+
 void qie_engine_get_info(const qie_engine *e, qie_engine_info *info) {
     const qie_defaults_config *d = &e->model.config.defaults;
     *info = (qie_engine_info){.model = e->path,
@@ -127,7 +142,8 @@ void qie_engine_get_info(const qie_engine *e, qie_engine_info *info) {
                               .is_demo = e->is_demo,
                               .about_en = *d->about_en ? d->about_en : NULL,
                               .about_zh = *d->about_zh ? d->about_zh : NULL,
-                              .precision = e->act == QIE_BF16 ? "bf16" : "f32",
+                              .precision = precision_name(e),
+                              .activations = e->act == QIE_BF16 ? "bf16" : "f32",
                               .backend = e->compute->name,
                               .cpu_level = qie_cpu_level_name(e->compute->level),
                               .n_threads = e->compute->n_threads,
@@ -190,11 +206,12 @@ static void rest_arena(qie_engine *e) {
         qie_arena_release(e->arena, 0);
 }
 
-static qie_run run_of(qie_engine *e, qie_dtype act, qie_observer *observer) {
+static qie_run run_of(qie_engine *e, qie_dtype act, bool int8, qie_observer *observer) {
     qie_run run = {.compute = e->compute,
                    .arena = e->arena,
                    .device = e->device ? e->device : e->arena,
                    .act = act,
+                   .int8 = int8,
                    .cancel = &e->cancel,
                    .observer = observer};
     return run;
@@ -213,7 +230,7 @@ qie_status qie_engine_plan(qie_engine *e, const qie_edit_options *options, bool 
     if (st == QIE_OK && probe) {
         double block = 0;
         st = need_arena(e, p.memory.total, err);
-        qie_run run = run_of(e, e->act, NULL);
+        qie_run run = run_of(e, e->act, e->int8, NULL);
         if (st == QIE_OK)
             st = qie_pipeline_probe(&e->model, &run, &p, &block, err);
         if (st == QIE_OK) {
@@ -241,7 +258,7 @@ qie_status qie_engine_bench(qie_engine *e, const qie_edit_options *edit,
     if (st == QIE_OK)
         st = need_arena(e, p.memory.total, err);
     if (st == QIE_OK) {
-        qie_run run = run_of(e, e->act, NULL);
+        qie_run run = run_of(e, e->act, e->int8, NULL);
         st = qie_bench_run(&e->model, &run, &p, options, out, err);
         rest_arena(e);
     }
@@ -254,7 +271,7 @@ qie_status qie_engine_bench(qie_engine *e, const qie_edit_options *edit,
 }
 
 /* One attempt in one precision. */
-static qie_status attempt(qie_engine *e, const qie_edit_options *options, qie_dtype act,
+static qie_status attempt(qie_engine *e, const qie_edit_options *options, qie_dtype act, bool int8,
                           qie_observer *observer, qie_edit_result *out, bool *non_finite,
                           qie_error *err) {
     qie_prepared p;
@@ -264,7 +281,7 @@ static qie_status attempt(qie_engine *e, const qie_edit_options *options, qie_dt
     if (st == QIE_OK)
         st = need_arena(e, p.memory.total, err);
     if (st == QIE_OK) {
-        qie_run run = run_of(e, act, observer);
+        qie_run run = run_of(e, act, int8, observer);
         st = qie_pipeline_run(&e->model, &run, &p, out, non_finite, err);
         qie_log(QIE_LOG_DEBUG, "pipeline", "working memory: %zu of %zu bytes planned",
                 qie_arena_peak(e->arena), qie_arena_capacity(e->arena));
@@ -284,12 +301,12 @@ qie_status qie_engine_edit(qie_engine *e, const qie_edit_options *options, qie_e
     qie_observer *observer = NULL;
     QIE_TRY(qie_observer_create_from_env(&observer, err));
     bool non_finite;
-    qie_status st = attempt(e, options, e->act, observer, out, &non_finite, err);
-    if (st != QIE_OK && non_finite && e->act != QIE_F32) {
+    qie_status st = attempt(e, options, e->act, e->int8, observer, out, &non_finite, err);
+    if (st != QIE_OK && non_finite && (e->act != QIE_F32 || e->int8)) {
         qie_log(QIE_LOG_WARN, "pipeline", "%s; computing again in f32",
                 err ? err->message : "not finite");
         qie_error_clear(err);
-        st = attempt(e, options, QIE_F32, observer, out, &non_finite, err);
+        st = attempt(e, options, QIE_F32, false, observer, out, &non_finite, err);
         out->retried_f32 = st == QIE_OK;
     }
     if (st == QIE_OK && observer)
@@ -317,7 +334,7 @@ char *qie_edit_parameters_json(const qie_engine *e, const qie_edit_options *opti
     qie_json_put(j, "version", qie_json_new_string(QIE_VERSION));
     qie_json_put(j, "model", qie_json_new_string(e->name));
     qie_json_put(j, "precision",
-                 qie_json_new_string(e->act == QIE_BF16 && !result->retried_f32 ? "bf16" : "f32"));
+                 qie_json_new_string(result->retried_f32 ? "f32" : precision_name(e)));
     qie_json_put(j, "prompt", qie_json_new_string(options->prompt));
     if (p->cfg)
         qie_json_put(j, "negative_prompt", qie_json_new_string(options->negative_prompt));

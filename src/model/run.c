@@ -169,6 +169,7 @@ qie_status qie_bind_linear(const qie_weights *w, const char *name, int64_t n, in
         QIE_TRY(qie_weights_need(w, full, 2, shape, &t, err));
     out->w = (qie_wmat){.data = t->data, .dtype = t->dtype, .n = n, .k = k};
     out->b = (qie_vec){NULL, QIE_F32, 0};
+    out->int8 = false;
     if (!bias)
         return QIE_OK;
     snprintf(full, sizeof full, "%s.bias", name);
@@ -177,8 +178,14 @@ qie_status qie_bind_linear(const qie_weights *w, const char *name, int64_t n, in
 
 void qie_run_linear(const qie_run *run, qie_mat x, const qie_linear *l, qie_act act,
                     qie_store store, qie_mat dst) {
-    qie_linear_args a = {
-        .x = x, .w = l->w, .bias = l->b, .act = act, .store = store, .split = x.rows, .dst = dst};
+    qie_linear_args a = {.x = x,
+                         .w = l->w,
+                         .bias = l->b,
+                         .act = act,
+                         .store = store,
+                         .split = x.rows,
+                         .dst = dst,
+                         .int8 = run->int8 && l->int8};
     run->compute->ops.linear(run->compute, &a);
 }
 
@@ -190,7 +197,8 @@ void qie_run_linear_gated(const qie_run *run, qie_mat x, const qie_linear *l, co
                          .store = QIE_STORE_GATED_ADD,
                          .gate = {gate0, gate1},
                          .split = split,
-                         .dst = dst};
+                         .dst = dst,
+                         .int8 = run->int8 && l->int8};
     run->compute->ops.linear(run->compute, &a);
 }
 

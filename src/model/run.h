@@ -15,6 +15,7 @@ typedef struct qie_run {
     qie_arena *arena;         /* host memory */
     qie_arena *device;        /* memory that operations work on: on the CPU the same arena */
     qie_dtype act;            /* dtype of activations that feed matrix products */
+    bool int8;                /* layers that bear it multiply in 8-bit integers */
     const atomic_int *cancel; /* not zero: stop */
     qie_observer *observer;   /* NULL: no dump */
     /* Called at least once per block, layer and VAE level (liveness, progress inside a stage). */
@@ -71,6 +72,7 @@ qie_status qie_run_mat(const qie_run *run, qie_dtype dtype, int64_t rows, int64_
 typedef struct qie_linear {
     qie_wmat w;
     qie_vec b; /* data NULL: none */
+    bool int8; /* may be multiplied in 8-bit integers */
 } qie_linear;
 
 /* Bind `<name>.weight` [n, k] and, if bias, `<name>.bias` [n]. */

@@ -93,6 +93,9 @@ static qie_status bind_stream(const qie_weights *w, const qie_transformer_config
             QIE_TRY(qie_bind_vec(w, name, c->attention_head_dim, i == 7 ? &s->norm_q : &s->norm_k,
                                  err));
     }
+    /* Nearly all of the work; what steers it (modulation, time, input and output layers) is small
+     * and keeps its precision. */
+    s->q.int8 = s->k.int8 = s->v.int8 = s->out.int8 = s->up.int8 = s->down.int8 = true;
     return QIE_OK;
 }
 

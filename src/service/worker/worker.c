@@ -532,7 +532,7 @@ static qie_status describe(const worker *w, svc_model_info *out, qie_error *err)
     out->max_side = info.max_side;
     out->keep_size = info.keep_size;
     out->is_demo = info.is_demo;
-    out->act_dtype = strcmp(info.precision, "bf16") ? QIE_F32 : QIE_BF16;
+    out->act_dtype = strcmp(info.activations, "bf16") ? QIE_F32 : QIE_BF16;
     out->true_cfg_scale = info.true_cfg_scale;
     out->weights_bytes = info.weights_bytes;
     out->ref_area = info.ref_area;
