@@ -9,19 +9,14 @@ import concurrent.futures
 import http.client
 import json
 import os
-import random
 import shutil
-import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
 
-from servicelib import B64, LONG, PICTURE, PROGRAM, ROOT, Service, free_port, run_cases
-
-ROUNDS = 200 if LONG else 3
-
+from servicelib import B64, PICTURE, PROGRAM, ROOT, Service, free_port, run_cases
 
 def refused(s, code, body, param=None, path="/edit"):
     got, answer = s.call("POST", path, body)
@@ -137,7 +132,7 @@ def case_jobs(s):
 
 def case_concurrent(s):
     with concurrent.futures.ThreadPoolExecutor(30) as pool:
-        calls = [pool.submit(lambda: s.job(num_inference_steps=1)) for _ in range(100)]
+        calls = [pool.submit(lambda: s.job(num_inference_steps=1, max_side=64)) for _ in range(80)]
         answers = [c.result() for c in calls]
     accepted = [a["id"] for code, a in answers if code == 202]
     assert {code for code, _ in answers} <= {202, 429}, {code for code, _ in answers}
@@ -145,7 +140,7 @@ def case_concurrent(s):
     for j in accepted:
         assert s.finished(j)["status"] == "completed"
     with concurrent.futures.ThreadPoolExecutor(10) as pool:
-        edit = {"prompt": "x", "image_base64": B64, "num_inference_steps": 1}
+        edit = {"prompt": "x", "image_base64": B64, "num_inference_steps": 1, "max_side": 64}
         assert all(c.result()[0] == 200 for c in [pool.submit(s.call, "POST", "/edit", edit) for _ in range(10)])
 
 
@@ -169,28 +164,6 @@ def case_hostile(s):
                   % len(body) + body)
         s.until(lambda: s.call("GET", "/health")[1]["workers"][0]["current"])
     s.until(lambda: s.call("GET", "/v1/jobs?limit=1")[1]["data"][0]["status"] == "cancelled")
-
-
-def case_kill(s):
-    done = []
-    for i in range(ROUNDS):
-        jobs = [s.job(num_inference_steps=8)[1]["id"] for _ in range(3)]
-        pid = s.worker_pid()
-        time.sleep(random.random() * 0.6)
-        what = ("worker", "master", "both")[i % 3]
-        if what in ("worker", "both"):
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
-        if what in ("master", "both"):
-            s.kill()
-            s.start()
-        done += jobs
-        for j in jobs:
-            end = s.finished(j)
-            assert end["status"] == "completed" or (end["status"] == "failed" and end["attempts"] >= 3), end
-    assert len(set(done)) == len(done)
 
 
 def case_one_master():
@@ -223,7 +196,7 @@ def case_keys():
 def main():
     with Service().start() as s:
         cases = [(f.__name__, lambda f=f: f(s)) for f in
-                 (case_contract, case_sizes_and_seeds, case_refusals, case_jobs, case_concurrent, case_hostile, case_kill)]
+                 (case_contract, case_sizes_and_seeds, case_refusals, case_jobs, case_concurrent, case_hostile)]
         failed = run_cases(cases + [("case_one_master", case_one_master), ("case_keys", case_keys)])
         if failed:
             sys.stderr.write(s.log()[-3000:])

@@ -146,6 +146,8 @@ static bool recover_row(void *arg, const svc_row *row) {
 qie_status svc_jobs_recover(svc_master *m, qie_error *err) {
     QIE_FAIL_IF(!svc_db_each_queued(m->db, recover_row, m), QIE_E_IO, err, "state-dir",
                 "the queue cannot be read");
+    if (svc_db_note(m->db))
+        svc_note_error(m, svc_db_note(m->db));
     if (m->n_queued)
         svc_log(QIE_LOG_INFO, "recover", NULL, "%d jobs go on", m->n_queued);
     return QIE_OK;

@@ -1,6 +1,7 @@
 #define _GNU_SOURCE
 #include "service/master/queue_db.h"
 
+#include <errno.h>
 #include <pthread.h>
 #include <signal.h>
 #include <sqlite3.h>
@@ -8,12 +9,19 @@
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "base/error.h"
 
 #define APPLICATION_ID 1364542788 /* "QUED" */
 #define SCHEMA_VERSION 1
 #define MAX_BATCH 256
+
+#define COLUMNS                                                                                \
+    "seq,id,client,idempotency_key,fingerprint,prompt,negative,params,inputs,response,result," \
+    "error,"                                                                                   \
+    "status,priority,attempts,created,started,finished"
+#define N_COLUMNS 18
 
 static const char *const STATUS_NAMES[] = {"queued", "running",   "completed",
                                            "failed", "cancelled", "expired"};
@@ -90,6 +98,7 @@ struct svc_db {
     svc_store *store;
     svc_done *done;
     int64_t generation;
+    char note[800]; /* what the opening found */
     pthread_t thread;
     bool has_thread;
     pthread_mutex_t lock;
@@ -360,6 +369,15 @@ void svc_db_write(svc_db *db, svc_write *w) {
 
 /* ---------------------------------------------------------------- opening */
 
+static qie_status connect_to(const char *path, sqlite3 **out, qie_error *err) {
+    QIE_FAIL_IF(sqlite3_open_v2(path, out,
+                                SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE | SQLITE_OPEN_NOMUTEX,
+                                NULL) != SQLITE_OK,
+                QIE_E_IO, err, "state-dir", "cannot open '%s': %s", path, sqlite3_errmsg(*out));
+    sqlite3_busy_timeout(*out, 5000);
+    return QIE_OK;
+}
+
 static const char *const SCHEMA =
     "BEGIN IMMEDIATE;"
     "CREATE TABLE jobs(seq INTEGER PRIMARY KEY AUTOINCREMENT,id TEXT NOT NULL UNIQUE,client TEXT "
@@ -377,12 +395,14 @@ static const char *const SCHEMA =
     "CREATE TABLE meta(generation INTEGER NOT NULL);INSERT INTO meta VALUES(0);"
     "PRAGMA application_id=1364542788;PRAGMA user_version=1;COMMIT";
 
-static qie_status check_schema(sqlite3 *c, qie_error *err) {
+static qie_status check_schema(sqlite3 *c, bool *damaged, qie_error *err) {
+    *damaged = false;
     int64_t app = sql_number(c, "PRAGMA application_id", -1);
     QIE_FAIL_IF(app < 0, sqlite3_errcode(c) == SQLITE_NOTADB ? QIE_E_CORRUPT : QIE_E_IO, err,
                 "state-dir", "the queue's file cannot be read: %s", sqlite3_errmsg(c));
     int64_t version = sql_number(c, "PRAGMA user_version", -1);
     int64_t tables = sql_number(c, "SELECT count(*) FROM sqlite_schema", -1);
+    *damaged = tables < 0;
     QIE_FAIL_IF(tables < 0, QIE_E_CORRUPT, err, "state-dir", "the queue's file is damaged: %s",
                 sqlite3_errmsg(c));
     if (app == 0 && version == 0 && tables == 0)
@@ -399,21 +419,103 @@ static qie_status check_schema(sqlite3 *c, qie_error *err) {
               sqlite3_step(s) == SQLITE_ROW &&
               !strcmp((const char *)sqlite3_column_text(s, 0), "ok");
     sqlite3_finalize(s);
-    QIE_FAIL_IF(
-        !ok, QIE_E_CORRUPT, err, "state-dir",
-        "the queue's file is damaged: move it away, or 'sqlite3 queue.db .recover' saves what can "
-        "be read");
+    *damaged = !ok;
+    QIE_FAIL_IF(!ok, QIE_E_CORRUPT, err, "state-dir", "the queue's file is damaged");
     return QIE_OK;
 }
 
+/* ---------------------------------------------------------------- a damaged file */
+
+/* Row by row, so that a page that cannot be read costs its own rows only. Returns how many came
+ * over; *lost counts numbers that gave an error. */
+static int64_t copy_rows(sqlite3 *from, sqlite3 *to, int64_t *lost) {
+    int64_t last = sql_number(from, "SELECT max(seq) FROM jobs", 0), n = 0,
+            counted = sql_number(from, "SELECT seq FROM sqlite_sequence WHERE name='jobs'", 0);
+    sqlite3_stmt *get = NULL, *put = NULL;
+    *lost = 0;
+    last = counted > last ? counted : last;
+    if (sqlite3_prepare_v2(from, "SELECT " COLUMNS " FROM jobs WHERE seq=?1", -1, &get, NULL) ==
+            SQLITE_OK &&
+        sqlite3_prepare_v2(to,
+                           "INSERT OR IGNORE INTO jobs(" COLUMNS
+                           ") VALUES(?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
+                           -1, &put, NULL) == SQLITE_OK)
+        for (int64_t seq = 1; seq <= last; seq++) {
+            sqlite3_bind_int64(get, 1, seq);
+            int rc = sqlite3_step(get);
+            if (rc == SQLITE_ROW) {
+                for (int i = 0; i < N_COLUMNS; i++)
+                    sqlite3_bind_value(put, i + 1, sqlite3_column_value(get, i));
+                n += step(put);
+            }
+            *lost += rc != SQLITE_ROW && rc != SQLITE_DONE;
+            sqlite3_reset(get);
+        }
+    sqlite3_finalize(get);
+    sqlite3_finalize(put);
+    return n;
+}
+
+static const char *const REFERENCES =
+    "INSERT INTO files SELECT jobs.id,value FROM jobs,json_each(inputs) WHERE status<>5;"
+    "INSERT INTO files SELECT jobs.id,json_extract(value,'$.file') FROM "
+    "jobs,json_each(result,'$.files') "
+    "WHERE status=2 AND json_valid(result);";
+
+static qie_status copy_all(svc_db *db, sqlite3 *to, const char *kept, qie_error *err) {
+    int64_t lost;
+    QIE_TRY(sql_run(to, SCHEMA, err));
+    QIE_TRY(sql_run(to, "BEGIN", err));
+    int64_t n = copy_rows(db->writer, to, &lost);
+    QIE_TRY(sql_run(to, REFERENCES, err));
+    QIE_TRY(sql_run(to, "UPDATE meta SET generation=unixepoch();COMMIT", err));
+    snprintf(
+        db->note, sizeof db->note,
+        "the queue's file was damaged: %lld jobs were saved, %lld places could not be read; the "
+        "damaged file is kept beside it as %.80s",
+        (long long)n, (long long)lost, strrchr(kept, '/') + 1);
+    return QIE_OK;
+}
+
+/* The new file takes the place of the damaged one, which stays under another name; a log that
+ * belongs to the old one must not be applied to the new one. */
+static bool put_in_place(const char *path, const char *new_path, const char *kept) {
+    static const char *const logs[] = {"-wal", "-shm"};
+    char from[4200], to[4300];
+    for (int i = 0; i < 2; i++) {
+        snprintf(from, sizeof from, "%s%s", path, logs[i]);
+        snprintf(to, sizeof to, "%s%s", kept, logs[i]);
+        if (rename(from, to) && errno != ENOENT)
+            return false;
+    }
+    return (link(path, kept) == 0 || rename(path, kept) == 0) && rename(new_path, path) == 0;
+}
+
+/* Every row that can still be read goes into a new file; until that is complete the damaged one is
+ * not touched. */
+static qie_status salvage(svc_db *db, const char *path, qie_error *err) {
+    char kept[4100], new_path[4100];
+    sqlite3 *to = NULL;
+    snprintf(kept, sizeof kept, "%s.damaged-%lld", path, (long long)time(NULL));
+    snprintf(new_path, sizeof new_path, "%s.new", path);
+    unlink(new_path);
+    qie_status st = connect_to(new_path, &to, err);
+    if (st == QIE_OK)
+        st = copy_all(db, to, kept, err);
+    sqlite3_close(to);
+    sqlite3_close(db->writer);
+    db->writer = NULL;
+    QIE_TRY(st);
+    QIE_FAIL_IF(!put_in_place(path, new_path, kept), QIE_E_IO, err, "state-dir",
+                "the queue's file is damaged and cannot be replaced: %s", strerror(errno));
+    return connect_to(path, &db->writer, err);
+}
+
 static qie_status open_writer(svc_db *db, const char *path, qie_error *err) {
-    QIE_FAIL_IF(sqlite3_open_v2(path, &db->writer,
-                                SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE | SQLITE_OPEN_NOMUTEX,
-                                NULL) != SQLITE_OK,
-                QIE_E_IO, err, "state-dir", "cannot open '%s': %s", path,
-                sqlite3_errmsg(db->writer));
-    sqlite3_busy_timeout(db->writer, 5000);
-    QIE_TRY(check_schema(db->writer, err));
+    bool damaged;
+    QIE_TRY(connect_to(path, &db->writer, err));
+    qie_status st = check_schema(db->writer, &damaged, err);
+    QIE_TRY(damaged ? salvage(db, path, err) : st);
     QIE_TRY(
         sql_run(db->writer,
                 "PRAGMA journal_mode=WAL;PRAGMA synchronous=FULL;PRAGMA wal_autocheckpoint=1000;"
@@ -455,7 +557,8 @@ qie_status svc_db_open(const char *path, svc_store *store, svc_done *done, svc_d
         st = sql_fail(db->reader, "cannot open it for reading", err);
     if (st == QIE_OK) {
         sqlite3_busy_timeout(db->reader, 1000);
-        svc_store_sweep(store, is_referred, db);
+        if (!db->note[0]) /* pictures of lost rows stay for whoever looks at the damaged file */
+            svc_store_sweep(store, is_referred, db);
         sigfillset(&all);
         pthread_sigmask(SIG_SETMASK, &all, &old);
         db->has_thread = pthread_create(&db->thread, NULL, write_thread, db) == 0;
@@ -496,16 +599,15 @@ void svc_db_close(svc_db *db) {
     free(db);
 }
 
+const char *svc_db_note(const svc_db *db) {
+    return db->note[0] ? db->note : NULL;
+}
+
 int64_t svc_db_generation(const svc_db *db) {
     return db->generation;
 }
 
 /* ---------------------------------------------------------------- reading */
-
-#define COLUMNS                                                                                \
-    "seq,id,client,idempotency_key,fingerprint,prompt,negative,params,inputs,response,result," \
-    "error,"                                                                                   \
-    "status,priority,attempts,created,started,finished"
 
 static char *column_text(sqlite3_stmt *s, int i) {
     const char *text = (const char *)sqlite3_column_text(s, i);

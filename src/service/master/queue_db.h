@@ -42,13 +42,16 @@ void svc_row_release(svc_row *row);
 
 typedef struct svc_db svc_db;
 
-/* Open or create, check, put running jobs back into the queue. Errors: QIE_E_CORRUPT (damaged,
- * another program's, newer), QIE_E_IO. */
+/* Open or create, check, put running jobs back into the queue. Of a damaged file what can be read
+ * is carried over (svc_db_note tells). Errors: QIE_E_CORRUPT (no database, another program's,
+ * newer), QIE_E_IO. */
 qie_status svc_db_open(const char *path, svc_store *store, svc_done *done, svc_db **out,
                        qie_error *err);
 /* Commits what waits and ends the writer; later writes fail. */
 void svc_db_stop(svc_db *db);
 void svc_db_close(svc_db *db);
+/* What was found at the opening that somebody should know; NULL: nothing. */
+const char *svc_db_note(const svc_db *db);
 /* How often this file has been opened: makes event numbers grow over restarts. */
 int64_t svc_db_generation(const svc_db *db);
 
