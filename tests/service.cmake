@@ -14,7 +14,8 @@ if(QIE_TESTS AND TARGET qwen-edit)
   target_compile_options(fakeclock PRIVATE ${QIE_WARNINGS})
   set_target_properties(fakeclock PROPERTIES PREFIX "" LIBRARY_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/tests)
   if(Python3_FOUND)
-    foreach(driver test_service test_service_worker test_service_queue test_service_state test_service_kill test_service_ops test_remote)
+    foreach(driver test_service test_service_worker test_service_queue test_service_state test_service_kill test_service_ops
+            test_service_http test_service_schema test_remote)
       string(REPLACE "test_" "" name ${driver})
       add_test(NAME ${name} COMMAND ${Python3_EXECUTABLE} ${CMAKE_SOURCE_DIR}/tests/api/${driver}.py
                $<TARGET_FILE:qwen-edit> $<TARGET_FILE:fakeworker> WORKING_DIRECTORY ${CMAKE_BINARY_DIR})

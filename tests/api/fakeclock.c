@@ -1,4 +1,5 @@
-/* Preloaded: the wall clock is off by the seconds that the file FAKE_CLOCK holds; other clocks are not. */
+/* Preloaded: the wall clock is off by the seconds that the file FAKE_CLOCK holds; other clocks are
+ * not. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <stdio.h>

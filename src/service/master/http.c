@@ -33,6 +33,7 @@ typedef struct conn_link {
     svc_http *http;
     int fd;
     double deadline; /* 0: none */
+    bool nul;        /* the path of the request holds an encoded NUL, which would end it early */
     struct conn_link *prev, *next;
 } conn_link;
 
@@ -423,7 +424,7 @@ static request *new_request(svc_http *h, struct MHD_Connection *c, conn_link *l,
     request *r = calloc(1, sizeof *r);
     if (!r)
         return NULL;
-    r->own_path = strdup(url);
+    r->own_path = strdup(l->nul ? "" : url);
     if (!r->own_path) {
         free(r);
         return NULL;
@@ -517,7 +518,10 @@ static void *on_request_line(void *arg, const char *uri, struct MHD_Connection *
     conn_link *l = info ? info->socket_context : NULL;
     double limit = qie_now_s() + HEADERS_WITHIN_S;
     (void)arg;
-    (void)uri;
+    if (l) {
+        const char *at = strstr(uri, "%00"), *query = strchr(uri, '?');
+        l->nul = at && (!query || at < query);
+    }
     if (l && (l->deadline <= 0 || l->deadline > limit))
         l->deadline = limit;
     return NULL;

@@ -1,0 +1,206 @@
+#!/usr/bin/env python3
+"""A long mixed load on a running service: edits, jobs, listeners, cancels, departures, wrong requests, killed workers.
+
+    bench/soak.py PROGRAM [--minutes 30] [--warm-up 5] [--worker-program FILE] [--pause 0.3] [--port N]
+
+Once a minute the load rests for two seconds and the master is looked at: its resident memory may grow by less than 1 %
+after the warm-up, its descriptors not at all. Prints a line a minute and a verdict; exit status 1 when it does not hold.
+"""
+import argparse
+import base64
+import collections
+import http.client
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+PICTURES = [open(os.path.join(ROOT, "demo", "samples", f), "rb").read()
+            for f in sorted(os.listdir(os.path.join(ROOT, "demo", "samples"))) if f.endswith(".png")]
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+class Soak:
+    def __init__(self, args):
+        self.args, self.counts, self.jobs = args, collections.Counter(), collections.deque(maxlen=50)
+        self.resting, self.ended = threading.Event(), False
+        self.state, self.port = tempfile.mkdtemp(prefix="qe-soak-"), args.port or free_port()
+        command = [args.program, "serve", "--model", "demo", "--threads", "1", "--nice", "10", "--port", str(self.port),
+                   "--state-dir", self.state, "--keep", "0.02", "--sync-timeout", "20"]
+        if args.worker_program:
+            command += ["--worker-program", args.worker_program]
+        self.log = open(os.path.join(self.state, "log"), "wb")
+        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=self.log)
+
+    def call(self, method, path, body=None, headers=None):
+        c = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        try:
+            c.request(method, path, json.dumps(body) if body is not None else None,
+                      {"Content-Type": "application/json", **(headers or {})})
+            r = c.getresponse()
+            data = r.read()
+            return r.status, json.loads(data) if "json" in r.headers.get("Content-Type", "") else data
+        finally:
+            c.close()
+
+    def body(self):
+        b = {"prompt": random.choice(["turn the subject purple", "make the background blue", "x"]),
+             "image_base64": base64.b64encode(random.choice(PICTURES)).decode(), "num_inference_steps": 1,
+             "max_side": random.choice([64, 96, 128])}
+        if self.args.worker_program:
+            b["prompt"] = random.choice(["x", "sleep 300", "refuse", "x", "x", "message-magic", "exit", "garbage-picture"])
+        return b
+
+    # what clients do -----------------------------------------------------------------------------
+    def do_edit(self):
+        return self.call("POST", "/edit", self.body())[0]
+
+    def do_job(self):
+        code, j = self.call("POST", "/v1/jobs", self.body())
+        if code == 202:
+            self.jobs.append(j["id"])
+        return code
+
+    def do_cancel(self):
+        code, j = self.call("POST", "/v1/jobs", self.body())
+        return self.call("POST", f"/v1/jobs/{j['id']}/cancel", None)[0] if code == 202 else code
+
+    def do_listen(self):
+        if not self.jobs:
+            return 0
+        c = socket.create_connection(("127.0.0.1", self.port), 30)
+        c.sendall(f"GET /v1/jobs/{random.choice(self.jobs)}/events HTTP/1.1\r\nHost: a\r\n\r\n".encode())
+        c.settimeout(random.random() * 2 + 0.1)
+        try:
+            while c.recv(4096):
+                pass
+        except OSError:  # leaves in the middle
+            pass
+        c.close()
+        return 200
+
+    def do_leave(self):
+        body = json.dumps(self.body()).encode()
+        c = socket.create_connection(("127.0.0.1", self.port), 30)
+        c.sendall(b"POST /edit HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+                  % len(body) + body[:random.choice([len(body), len(body) // 2])])
+        time.sleep(random.random() * 0.3)
+        c.close()
+        return "left"
+
+    def do_look(self):
+        path = random.choice(["/health", "/metrics", "/v1/jobs", "/", "/openapi.json", "/v1/models", "/nothing"])
+        if self.jobs and random.random() < 0.6:
+            path = random.choice(["/v1/jobs/%s", "/v1/jobs/%s/result", "/v1/jobs/%s/inputs/0"]) % random.choice(self.jobs)
+        return self.call("GET", path)[0]
+
+    def do_wrong(self):
+        return self.call("POST", "/edit", random.choice([{}, {"prompt": "x"}, {"prompt": 1}, {"x": "y" * 2000000},
+                                                         {"prompt": "x", "image_base64": "AAAA"}]))[0]
+
+    def do_delete(self):
+        return self.call("DELETE", "/v1/jobs/" + self.jobs.popleft())[0] if self.jobs else 0
+
+    def client(self):
+        acts = [self.do_edit, self.do_job, self.do_job, self.do_cancel, self.do_listen, self.do_leave, self.do_look,
+                self.do_look, self.do_wrong, self.do_delete]
+        while not self.ended:
+            if self.resting.is_set():
+                time.sleep(0.05)
+                continue
+            act = random.choice(acts)
+            try:
+                self.counts[(act.__name__[3:], act())] += 1
+            except OSError as e:
+                self.counts[(act.__name__[3:], type(e).__name__)] += 1
+            time.sleep(random.random() * 2 * self.args.pause)
+
+    def killer(self):
+        while not self.ended:
+            time.sleep(random.random() * 40)
+            try:
+                os.kill(self.call("GET", "/health")[1]["workers"][0]["pid"], signal.SIGKILL)
+                self.counts["killed"] += 1
+            except (OSError, KeyError, http.client.HTTPException):
+                pass
+
+    # what is measured ----------------------------------------------------------------------------
+    def look(self):
+        status = open(f"/proc/{self.process.pid}/status").read()
+        kb = {k: int(re.search(rf"{k}:\s+(\d+)", status).group(1)) for k in ("RssAnon", "VmRSS", "Threads")}
+        return kb["RssAnon"], kb["VmRSS"], len(os.listdir(f"/proc/{self.process.pid}/fd")), kb["Threads"]
+
+    def quiet_look(self):
+        self.resting.set()
+        end = time.time() + 15
+        while time.time() < end:  # until the queue is empty and connections are closed
+            time.sleep(1)
+            text = self.call("GET", "/metrics")[1].decode()
+            if "qwen_edit_queue_depth 0\n" in text and "qwen_edit_connections 1\n" in text and \
+                    self.call("GET", "/health")[1]["workers"][0]["state"] == "ready":
+                break
+        seen = self.look()
+        self.resting.clear()
+        return seen
+
+    def run(self):
+        end = time.time() + 60
+        while time.time() < end:
+            try:
+                if self.call("GET", "/health/ready")[0] == 200:
+                    break
+            except OSError:
+                time.sleep(0.1)
+        for target in [self.client] * 6 + [self.killer]:
+            threading.Thread(target=target, daemon=True).start()
+        samples = []
+        for minute in range(int(self.args.minutes)):
+            time.sleep(58)
+            samples.append(self.quiet_look())
+            print(f"minute {minute + 1}: anonymous {samples[-1][0]} kB, resident {samples[-1][1]} kB, "
+                  f"{samples[-1][2]} descriptors, {samples[-1][3]} threads, {sum(self.counts.values())} requests",
+                  flush=True)
+        self.ended = True
+        late = samples[int(self.args.warm_up):]
+        edge = max(1, len(late) // 5)
+        first, last = (statistics.median(s[1] for s in part) for part in (late[:edge], late[-edge:]))
+        growth = 100 * (last - first) / first
+        descriptors = sorted({s[2] for s in late})
+        print(f"{dict(sorted(((str(k), v) for k, v in self.counts.items())))}")
+        ok = growth < 1 and descriptors[-1] - descriptors[0] == 0
+        print(f"soak: resident memory {growth:+.2f} % after the warm-up, descriptors {descriptors}, "
+              f"{'holds' if ok else 'DOES NOT HOLD'}")
+        self.process.terminate()
+        code = self.process.wait(60)
+        shutil.rmtree(self.state, ignore_errors=True)
+        return 0 if ok and code == 0 else 1
+
+
+def main():
+    p = argparse.ArgumentParser()
+    p.add_argument("program")
+    p.add_argument("--minutes", type=int, default=30)
+    p.add_argument("--warm-up", type=int, default=5)
+    p.add_argument("--worker-program")
+    p.add_argument("--pause", type=float, default=0.3)
+    p.add_argument("--port", type=int)
+    return Soak(p.parse_args()).run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
