@@ -531,6 +531,8 @@ static char *result_text(const collecting *c) {
     qie_json_put(o, "model", qie_json_new_string(c->model));
     qie_json_put(o, "precision", qie_json_new_string(c->precision));
     qie_json_put(o, "gpu_id", qie_json_new_int(c->gpu_id));
+    qie_json_put(o, "output_format",
+                 qie_json_new_string(svc_format_mime(c->format) + strlen("image/")));
     qie_json_put(o, "timings", t);
     qie_json_put(o, "warnings", warnings);
     if (c->output_path)
