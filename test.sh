@@ -19,6 +19,7 @@ for argument in "$@"; do
 done
 
 need_packages $BUILD_PACKAGES $TEST_PACKAGES
+need_packages $BROWSER_PACKAGES || echo "no browser can be installed: the tests of the page are skipped"
 [ "$long" -eq 0 ] || need_packages $LONG_PACKAGES
 
 say() { printf '== %s\n' "$*"; }

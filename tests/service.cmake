@@ -15,11 +15,25 @@ if(QIE_TESTS AND TARGET qwen-edit)
   set_target_properties(fakeclock PROPERTIES PREFIX "" LIBRARY_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/tests)
   if(Python3_FOUND)
     foreach(driver test_service test_service_worker test_service_queue test_service_state test_service_kill test_service_ops
-            test_service_http test_service_schema test_remote)
+            test_service_http test_service_schema test_remote test_client)
       string(REPLACE "test_" "" name ${driver})
       add_test(NAME ${name} COMMAND ${Python3_EXECUTABLE} ${CMAKE_SOURCE_DIR}/tests/api/${driver}.py
                $<TARGET_FILE:qwen-edit> $<TARGET_FILE:fakeworker> WORKING_DIRECTORY ${CMAKE_BINARY_DIR})
       set_tests_properties(${name} PROPERTIES TIMEOUT 600 SKIP_RETURN_CODE 77)
     endforeach()
+    if(NOT QIE_SANITIZE)
+      add_test(NAME service_openai COMMAND ${Python3_EXECUTABLE} ${CMAKE_SOURCE_DIR}/tests/api/test_openai.py
+               $<TARGET_FILE:qwen-edit> ${CMAKE_BINARY_DIR}/openai WORKING_DIRECTORY ${CMAKE_BINARY_DIR})
+      set_tests_properties(service_openai PROPERTIES TIMEOUT 600 SKIP_RETURN_CODE 77)
+    endif()
+    # The page in a browser; screenshots stay in page/. Slow code is used for what reaches the service most.
+    set(page_only "")
+    if(QIE_SANITIZE)
+      set(page_only --only generate_and_compare cancel reload_and_second_tab service_that_restarts)
+    endif()
+    add_test(NAME service_page COMMAND ${Python3_EXECUTABLE} ${CMAKE_SOURCE_DIR}/tests/api/page_test.py
+             --program $<TARGET_FILE:qwen-edit> --out ${CMAKE_BINARY_DIR}/page ${page_only}
+             WORKING_DIRECTORY ${CMAKE_BINARY_DIR})
+    set_tests_properties(service_page PROPERTIES TIMEOUT 600 SKIP_RETURN_CODE 77)
   endif()
 endif()

@@ -4,7 +4,9 @@
 BUILD_PACKAGES="cmake ninja-build gcc g++ libc6-dev pkg-config ca-certificates libdnnl-dev libssl-dev
     libjansson-dev libpng-dev libjpeg62-turbo-dev libwebp-dev libpcre2-dev libutf8proc-dev libcurl4-openssl-dev
     libmicrohttpd-dev libsqlite3-dev libseccomp-dev"
-TEST_PACKAGES="python3"
+TEST_PACKAGES="python3 python3-venv"
+# For the tests of the page, which are skipped where there is no browser.
+BROWSER_PACKAGES="chromium chromium-driver fonts-noto-cjk"
 LONG_PACKAGES="valgrind"
 CHECK_PACKAGES="python3 clang-format clang-tidy binutils git"
 

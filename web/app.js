@@ -66,7 +66,8 @@ function words(error) {
 
 function meta(error) {
   if (!error) return '';
-  return [error.status || null, error.code, error.param, error.requestId && t('err.id', { id: error.requestId })]
+  const code = String(error.code ?? '') === String(error.status) ? null : error.code;
+  return [error.status || null, code, error.param, error.requestId && t('err.id', { id: error.requestId })]
     .filter(Boolean).join(' · ');
 }
 
@@ -613,8 +614,7 @@ function onEvent(id, name, data) {
       working({ stage: 'queued', position: data.position ?? null }, data.eta_s ?? null);
       return false;
     case 'started':
-      if (shown.running) return false;
-      $('progress-note').textContent = '';
+      if (shown.running) return false; // a note of an earlier attempt stays: it says why this takes longer
       saveStatus(id, 'running');
       working({ stage: 'started' }, data.eta_s ?? null);
       return false;
@@ -691,7 +691,7 @@ function showEnd(job, error) {
   $('failed-title').textContent = t(`fail.${job.status}`);
   $('failed-text').textContent = job.status === 'cancelled' ? t('fail.cancelled.text') : job.status === 'expired' ? t('fail.expired.text')
     : error ? words(error) : typeof e === 'string' ? e : e?.message ?? '';
-  $('failed-meta').textContent = error ? meta(error) : [e?.code ?? e?.type, e?.param, job.id].filter(Boolean).join(' · ');
+  $('failed-meta').textContent = error ? meta(error) : [e?.type ?? e?.code, e?.param, job.id].filter(Boolean).join(' · ');
   stageIs('failed');
   say(`${$('failed-title').textContent}. ${$('failed-text').textContent}`);
 }

@@ -1,15 +1,17 @@
 #!/usr/bin/env python3
 """The page in headless Chromium, as people use it; screenshots are kept.
 
-    python3 tests/api/page_test.py [--url URL] [--out DIR] [--only NAME ...]
+    python3 tests/api/page_test.py [--program PROGRAM | --url URL] [--out DIR] [--only NAME ...]
 
-Without --url it runs against page_mock.py; with it against that server (no key, a model that keeps small sizes, such as
-the demo). Every wait is for a condition. Exit status 77: no chromedriver here.
+With --program against the service of that program with the demo model, started here, which is also killed and refused
+to; with --url against a running one (no key, a model that keeps small sizes, such as the demo); with neither against
+page_mock.py. Every wait is for a condition. Exit status 77: no browser here.
 """
 import argparse, base64, json, pathlib, re, shutil, sys, tempfile, time, traceback
 from page_driver import Browser, Failed, CONTROL, ENTER, LEFT, RIGHT, HOME, END, TAB
 from page_mock import Server, picture
-import threading
+from service import Service
+import os, signal, threading
 
 PURPLE_EN, PURPLE_ZH = "Paint the subject purple", "把图片里的主体颜色改成紫色，并保持整体风格一致。"
 TESTS = []
@@ -26,12 +28,13 @@ def check(truth, what):
 
 
 class Run:
-    def __init__(self, url, out, mock):
-        self.url, self.out, self.mock = url, out, mock
+    def __init__(self, url, out, mock, service):
+        self.url, self.out, self.mock, self.service = url, out, mock, service
         self.files = pathlib.Path(tempfile.mkdtemp(prefix="page-"))
-        self.red, self.blue = self.files / "red.png", self.files / "blue.png"
+        self.red, self.blue, self.green = (self.files / f"{name}.png" for name in ("red", "blue", "green"))
         self.red.write_bytes(picture(192, 128))
         self.blue.write_bytes(picture(128, 160, (40, 90, 200), (225, 238, 225)))
+        self.green.write_bytes(picture(160, 160, (30, 140, 70), (240, 235, 225)))
         (self.files / "notes.png").write_text("this is no picture")
 
     def open(self, b, fresh=True):
@@ -158,7 +161,7 @@ def generate_and_compare(r, b):
     r.open(b)
     r.add(b, r.red)
     b.type("#prompt", PURPLE_EN)
-    n = 12 if r.mock else 100  # the demo is quick
+    n = 12 if r.mock else 40  # the demo is quick
     r.steps(b, n)
     b.js("document.getElementById('advanced').open = false")
     b.click("#generate")
@@ -203,6 +206,165 @@ def generate_and_compare(r, b):
     b.click("#reuse")
     b.wait("settings back", "return document.getElementById('num_inference_steps').value === String(arguments[0])", n)
     check(b.js("return document.querySelectorAll('.card').length") == 1, "one job in the history")
+
+
+@test
+def three_pictures(r, b):
+    r.open(b)
+    r.add(b, r.red, r.blue, r.green)
+    b.type("#prompt", "Put the ball of Picture 2 beside the one of Picture 1")
+    r.shot(b, "24-three-pictures")
+    b.click("#generate")
+    r.finished(b)
+    against = b.js("return [...document.querySelectorAll('#compare-with button')].map(e => [e.textContent, e.ariaPressed])")
+    check(against == [["Picture 1", "false"], ["Picture 2", "false"], ["Picture 3", "true"]], f"compared with: {against}")
+    size = b.js("return document.getElementById('facts').textContent")
+    check("160 × 160" in size, f"the shape of the last one: {size}")
+    b.click("#compare-with button")
+    b.wait("picture 1 under the slider", "const i = document.getElementById('before'); return i.complete && i.naturalWidth === 192")
+    r.shot(b, "25-three-pictures-result")
+
+
+@test
+def keyboard_only(r, b):
+    """From the address bar to a result and back, without a pointer."""
+    r.open(b)
+    r.add(b, r.red, r.blue)
+    b.js("document.activeElement.blur(); window.scrollTo(0, 0)")
+    at = lambda: b.js("const e = document.activeElement; return e.id || e.dataset.does || e.className || e.tagName")
+    ring = lambda: b.js("let e = document.activeElement; if (e.matches('.segments input')) e = e.nextElementSibling; if (e.id === 'split') e = document.querySelector('.handle');"
+                        "if (e.id === 'file') e = e.parentElement; const s = getComputedStyle(e);"
+                        "return s.outlineStyle !== 'none' && parseFloat(s.outlineWidth) >= 2 || s.boxShadow !== 'none'")
+    seen, bare = [], []
+    for _ in range(60):
+        b.keys([TAB])
+        seen.append(at())
+        if not ring():
+            bare.append(seen[-1])
+        if seen[-1] == "generate":
+            break
+    for name in ("skip", "theme", "language", "up", "down", "remove", "file", "prompt", "generate"):
+        check(name in seen, f"not reached by Tab: {name}; reached: {seen}")
+    check(not bare, f"focus that cannot be seen: {bare}")
+    b.js("document.getElementById('prompt').focus()")
+    b.keys(*[[c] for c in "turn it grey"])
+    b.keys([CONTROL, ENTER])
+    r.finished(b)
+    reached = []
+    for _ in range(12):
+        b.keys([TAB])
+        reached.append(at())
+        check(ring(), f"focus that cannot be seen: {reached[-1]}")
+        if reached[-1] == "reuse":
+            break
+    check([x for x in reached if x in ("split", "download", "use", "copy", "reuse")] == ["split", "download", "use", "copy", "reuse"], f"in the result: {reached}")
+
+
+@test
+def history(r, b):
+    r.open(b)
+    r.add(b, r.red)
+    for n, prompt in enumerate(("Paint the subject purple", "Make the background blue"), 1):
+        b.type("#prompt", prompt, clear=True)
+        b.click("#generate")
+        b.wait("listed", "return document.querySelectorAll('.card').length === arguments[0]", n)
+        r.finished(b)
+    b.click(".card:nth-child(2) .card-open")
+    b.wait("the older one on the stage", "return document.getElementById('said').textContent === 'Paint the subject purple'")
+    r.finished(b)
+    b.go(r.url)
+    b.wait("both still there", "return document.querySelectorAll('.card img').length === 2")
+    r.finished(b)
+    b.click("#clear")
+    b.wait("asked", "return document.getElementById('clear-dialog').open")
+    r.shot(b, "26-clear")
+    b.click("#clear-dialog .danger")
+    b.wait("gone", "return document.getElementById('history').hidden")
+    check(b.js("return localStorage['qwen-edit.jobs']") in ("[]", None), "nothing is kept")
+
+
+@test
+def contrast(r, b):
+    """Every text against what is really behind it, at least 4.5 to 1, in both colour schemes and the main states."""
+    r.open(b)
+    measure = """const parse = (c) => { const m = c.match(/[\\d.]+/g).map(Number); return [m[0], m[1], m[2], m[3] ?? 1]; };
+        const over = (a, b) => [0, 1, 2].map((i) => a[i] * a[3] + b[i] * (1 - a[3])).concat(1);
+        const light = (c) => { const [r, g, b] = c.slice(0, 3).map((v) => { v /= 255; return v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4; });
+          return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
+        const behind = (e) => { const layers = []; for (let x = e; x; x = x.parentElement) { const c = parse(getComputedStyle(x).backgroundColor); if (c[3] > 0) layers.push(c); if (c[3] === 1) break; }
+          return layers.reduceRight((b, a) => over(a, b), [255, 255, 255, 1]); };
+        const out = [], walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+        const judge = (e, text, color) => { const back = behind(e), a = light(over(parse(color), back)), b = light(back);
+          const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05); if (ratio < 4.5) out.push([text.slice(0, 40), Math.round(ratio * 100) / 100]); };
+        while (walk.nextNode()) { const e = walk.currentNode.parentElement, s = walk.currentNode.data.trim();
+          if (s && e.checkVisibility({opacityProperty: true, visibilityProperty: true}) && !e.closest('.sr, :disabled, option, noscript')) judge(e, s, getComputedStyle(e).color); }
+        for (const e of document.querySelectorAll('[placeholder]')) if (e.checkVisibility() && !e.value && !e.disabled) judge(e, e.placeholder, getComputedStyle(e, '::placeholder').color);
+        return out"""
+    def look(where):
+        for dark in (False, True):
+            b.view(1360, 900, dark=dark)
+            b.wait("the colours", "return document.documentElement.dataset.theme === arguments[0]", "dark" if dark else "light")
+            b.js_async("const done = arguments[0], frame = () => new Promise(requestAnimationFrame); frame().then(frame).then(() => Promise.all(document.getAnimations().filter(a => a instanceof CSSTransition).map(a => a.finished.catch(() => 0)))).then(() => done())")
+            weak = b.js(measure)
+            check(not weak, f"{where}, {'dark' if dark else 'light'}: {weak}")
+    b.js("document.getElementById('advanced').open = true")
+    look("empty")
+    b.click("#generate")
+    look("errors at the fields")
+    r.add(b, r.red, r.blue)
+    b.type("#prompt", PURPLE_EN)
+    r.steps(b, 200)
+    b.click("#generate")
+    b.wait("running", "return /^Step [1-9]/.test(document.getElementById('progress-text').textContent)")
+    look("running")
+    b.click("#cancel")
+    b.wait("cancelled", "return document.getElementById('failed-title').textContent === 'Cancelled'")
+    look("cancelled")
+    r.steps(b, 2)
+    b.click("#generate")
+    r.finished(b)
+    look("result")
+
+
+@test
+def gallery(r, b):
+    """Nothing to check but the eye: each state at each width, both languages, light and dark."""
+    r.open(b)
+    looks = [(False, "en"), (True, "zh")]
+    if os.environ.get("QIE_TEST_LONG"):
+        looks += [(False, "zh"), (True, "en")]
+    widths = ((1440, 900, False), (1024, 768, False), (390, 844, True))
+
+    def shots(state):
+        for width, height, mobile in widths:
+            for dark, language in looks:
+                b.view(width, height, mobile, dark)
+                if b.js("return document.documentElement.lang") != ("zh-CN" if language == "zh" else "en"):
+                    b.js("document.getElementById('language').click()")
+                b.js("document.activeElement.blur(); window.scrollTo(0, 0)")
+                r.shot(b, f"gallery-{state}-{width}-{'dark' if dark else 'light'}-{language}", full=True)
+        b.view(1440, 900)
+        if b.js("return document.documentElement.lang") != "en":
+            b.js("document.getElementById('language').click()")
+
+    shots("empty")
+    r.add(b, r.red, r.blue)
+    b.type("#prompt", PURPLE_EN)
+    r.steps(b, 100000)
+    b.click("#generate")
+    b.wait("said at the field", "return document.getElementById('num_inference_steps-error').textContent !== ''")
+    shots("error")
+    r.steps(b, 3)
+    b.js("document.getElementById('advanced').open = false")
+    b.click("#generate")
+    r.finished(b)
+    shots("result")
+    r.steps(b, 200)
+    b.js("document.getElementById('advanced').open = false")
+    b.click("#generate")
+    b.wait("running", "return /^Step [1-9]/.test(document.getElementById('progress-text').textContent)")
+    shots("running")
+    b.js("if (!document.getElementById('cancel').hidden) document.getElementById('cancel').click()")
 
 
 @test
@@ -352,10 +514,86 @@ def no_other_host(r, b):
     check(policy and "default-src 'none'" in policy and "unsafe" not in policy, f"policy: {policy}")
 
 
-# ---- what only the stand-in can be made to do
+# ---- what only a server that is ours can be made to do
 def mock_only(f):
-    f.mock_only = True
+    f.needs = "mock"
     return test(f)
+
+
+def service_only(f):
+    f.needs = "service"
+    return test(f)
+
+
+@service_only
+def worker_that_dies(r, b):
+    """The real thing: its worker is killed until the service gives the job up; the reason is shown in its words."""
+    r.open(b)
+    r.add(b, r.red)
+    b.type("#prompt", PURPLE_EN)
+    r.steps(b, 200)
+    before = r.service.ask("GET", "/health")[1]["workers"][0]["restarts"]
+    b.click("#generate")
+    for attempt in range(3):
+        worker = r.service.until("a worker at work", lambda: next(
+            (w for w in r.service.ask("GET", "/health")[1]["workers"] if w["current"] and w["pid"] and w["restarts"] == before + attempt), None))
+        if attempt:
+            b.wait("told that it starts again", "return /^Started again: .*signal 9/.test(document.getElementById('progress-note').textContent)")
+        os.kill(worker["pid"], signal.SIGKILL)
+    b.wait("failed", "return document.getElementById('failed-title').textContent === 'The edit failed'")
+    check("lost 3 times" in b.text("#failed-text") and "signal 9" in b.text("#failed-text"), f"why: {b.text('#failed-text')}")
+    r.shot(b, "20-failed")
+    r.service.until("ready again", lambda: r.service.ask("GET", "/health/ready")[0] == 200)
+    b.click("#again")
+    b.wait("settings back", "return document.getElementById('num_inference_steps').value === '200' && document.querySelectorAll('.pic').length === 1")
+
+
+@service_only
+def service_that_restarts(r, b):
+    r.open(b)
+    r.add(b, r.red)
+    b.type("#prompt", PURPLE_EN)
+    r.steps(b, 30)
+    b.click("#generate")
+    b.wait("running", "return /^Step [1-9]/.test(document.getElementById('progress-text').textContent)")
+    r.service.kill()
+    b.wait("the loss is told", "return /Connection lost/.test(document.getElementById('progress-note').textContent)")
+    r.shot(b, "23-connection-lost")
+    r.service.start()
+    b.wait("and gone again", "return document.getElementById('progress-note').textContent === ''", seconds=60)
+    r.finished(b)
+    b.log()  # what it could not reach meanwhile
+
+
+@service_only
+def key_and_full_queue(r, b):
+    with Service(r.service.program, "--api-key", "sesame-open", "--queue-size", "1", key="sesame-open") as s:
+        b.go(s.url)
+        b.wait("asked for a key", "return document.getElementById('key-dialog').open")
+        r.shot(b, "22-key")
+        b.type("#key", "wrong-key")
+        b.keys([ENTER])
+        b.wait("refused in the server's words", "return /API key is needed/.test(document.getElementById('key-error').textContent)")
+        b.type("#key", "sesame-open")
+        b.keys([ENTER])
+        b.wait("let in", "return document.getElementById('service-dot').dataset.is === 'good' && !document.getElementById('key-dialog').open")
+        b.wait("limits", "return document.getElementById('num_inference_steps').min === '1'")
+        r.add(b, r.red)
+        b.type("#prompt", PURPLE_EN)
+        r.steps(b, 200)
+        for n in (1, 2):
+            b.click("#generate")
+            b.wait("accepted", "return document.querySelectorAll('.card').length === arguments[0] && !document.getElementById('generate').disabled", n)
+            if n == 1:
+                s.until("running", lambda: s.jobs()[0]["status"] == "running")
+        b.click("#generate")
+        b.wait("refused", "return /^the queue is full/.test(document.getElementById('form-error-text').textContent)")
+        check(b.js("return document.getElementById('generate').disabled"), "not before Retry-After")
+        r.shot(b, "21-busy")
+        for j in s.jobs():
+            s.ask("POST", f"/v1/jobs/{j['id']}/cancel", b"")
+        b.wait("can be sent again after Retry-After", "return !document.getElementById('generate').disabled")
+        b.go("about:blank")  # the other tab of this browser keeps no connection open
 
 
 @mock_only
@@ -416,28 +654,48 @@ def key(r, b):
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--url", default="")
+    p.add_argument("--program", default="")
     p.add_argument("--out", default="")
     p.add_argument("--only", nargs="*", default=[])
     a = p.parse_args()
-    if not shutil.which("chromedriver"):
-        print("skipped: no chromedriver (apt-get install chromium chromium-driver)")
+    if not shutil.which("chromedriver") or not (shutil.which("chromium") or shutil.which("google-chrome")):
+        print("skip: no browser here (apt-get install chromium chromium-driver)")
         return 77
     out = pathlib.Path(a.out or tempfile.mkdtemp(prefix="page-shots-"))
     out.mkdir(parents=True, exist_ok=True)
-    mock = None
-    if not a.url:
+    for old in out.glob("*.png"):
+        old.unlink()
+    mock = service = None
+    if a.program:
+        service = Service(a.program).start()
+        a.url = service.url
+    elif not a.url:
         mock = Server(step_ms=60)
         threading.Thread(target=mock.serve_forever, daemon=True).start()
         a.url = f"http://127.0.0.1:{mock.server_port}/"
-    run = Run(a.url if a.url.endswith("/") else a.url + "/", out, mock)
-    failed = []
-    browser = Browser()
+    run = Run(a.url if a.url.endswith("/") else a.url + "/", out, mock, service)
+    try:
+        failed = run_all(run, a.only)
+    finally:
+        shutil.rmtree(run.files, ignore_errors=True)
+        if service:
+            tail, code = service.tail(), service.stop()
+    if service and (failed or code):
+        print(tail if failed else f"the service did not stop in order: {code}")
+        failed = failed or ["stop"]
+    print(f"screenshots in {out}; {len(failed)} failed" + (": " + " ".join(failed) if failed else ""))
+    return 1 if failed else 0
+
+
+def run_all(run, only):
+    failed, browser = [], Browser()
     try:
         for f in TESTS:
-            if (a.only and f.__name__ not in a.only) or (getattr(f, "mock_only", False) and not mock):
+            needs = getattr(f, "needs", None)
+            if (only and f.__name__ not in only) or (needs and not getattr(run, needs)):
                 continue
             began = time.monotonic()
-            # A context of its own for each: no storage, emulation or key is left over.
+            # A tab of its own for each: no emulation is left over.
             try:
                 browser.ask("POST", "/window", {"handle": browser.ask("POST", "/window/new", {"type": "tab"})["handle"]})
                 browser.view(1360, 900)
@@ -461,9 +719,7 @@ def main():
                 browser.ask("POST", "/window", {"handle": browser.ask("GET", "/window/handles")[0]})
     finally:
         browser.close()
-        shutil.rmtree(run.files, ignore_errors=True)
-    print(f"screenshots in {out}; {len(failed)} failed" + (": " + " ".join(failed) if failed else ""))
-    return 1 if failed else 0
+    return failed
 
 
 if __name__ == "__main__":
