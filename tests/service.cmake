@@ -26,6 +26,13 @@ if(QIE_TESTS AND TARGET qwen-edit)
                $<TARGET_FILE:qwen-edit> ${CMAKE_BINARY_DIR}/openai WORKING_DIRECTORY ${CMAKE_BINARY_DIR})
       set_tests_properties(service_openai PROPERTIES TIMEOUT 600 SKIP_RETURN_CODE 77)
     endif()
+    # The documents' commands as they stand; with the package that the test before has installed, if it did.
+    add_test(NAME service_docs COMMAND ${Python3_EXECUTABLE} ${CMAKE_SOURCE_DIR}/tests/api/test_docs.py
+             $<TARGET_FILE:qwen-edit> ${CMAKE_BINARY_DIR}/openai/bin/python WORKING_DIRECTORY ${CMAKE_BINARY_DIR})
+    set_tests_properties(service_docs PROPERTIES TIMEOUT 600)
+    if(NOT QIE_SANITIZE)
+      set_tests_properties(service_docs PROPERTIES DEPENDS service_openai)
+    endif()
     # The page in a browser; screenshots stay in page/. Slow code is used for what reaches the service most.
     set(page_only "")
     if(QIE_SANITIZE)

@@ -72,6 +72,23 @@ def check_batch_fields(problems):
         problems.append(f"docs/CLI.md: field {name} is {'missing' if name in want else 'not known to the program'}")
 
 
+def check_interface(problems):
+    """Routes and metrics of the service, in both directions."""
+    page, code = read("docs/API.md"), ""
+    for folder, _, files in os.walk(os.path.join(ROOT, "src/service/master")):
+        code += "".join(read(os.path.relpath(os.path.join(folder, f), ROOT)) for f in sorted(files) if f.endswith(".c"))
+    compare = {
+        "route": (set(re.findall(r'{"(GET|POST|DELETE)", "(/[^"]*)", \w+, \w+, "', code)),
+                  set(re.findall(r"`(GET|POST|DELETE) (/[^`]*)`", page[page.find("## Every route"):page.find("## Each with curl")]))),
+        "metric": ({"qwen_edit_" + name for name in re.findall(r'put_head\(&?b, "([a-z_]+)"', code)},
+                   set(re.findall(r"`(qwen_edit_[a-z_]+)", page))),
+    }
+    for what, (want, have) in compare.items():
+        for name in sorted(want ^ have):
+            text = " ".join(name) if isinstance(name, tuple) else name
+            problems.append(f"docs/API.md: {what} {text} is {'missing' if name in want else 'not known to the service'}")
+
+
 def check_examples(program, commands, problems):
     """Flags that follow "qwen-edit COMMAND" in any document must exist."""
     known = {c: set(re.findall(r"(?<![\w-])(--?[a-zA-Z][\w-]*)", run(program, "help", c).replace("[no-]", "")))
@@ -116,6 +133,7 @@ def main():
             problems.append(f"{path} is not what the program prints: run tools/check_docs.py --write")
     check_errors(problems)
     check_batch_fields(problems)
+    check_interface(problems)
     check_examples(program, commands, problems)
     print("\n".join(problems + [f"check_docs: {len(commands)} commands, {len(problems)} problems"]))
     return 1 if problems else 0
