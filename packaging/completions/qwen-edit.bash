@@ -2,7 +2,7 @@
 _qwen_edit() {
     local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD-1]} words=
     if [ "$COMP_CWORD" -eq 1 ]; then
-        words="edit serve worker info pull verify doctor list rm prune help --help --version"
+        words="edit serve worker info pull verify doctor list rm prune bench help --help --version"
     else
         case $prev in
         --image|-i) COMPREPLY=($(compgen -f -- "$cur")); return ;;
@@ -10,6 +10,7 @@ _qwen_edit() {
         --prompt-file) COMPREPLY=($(compgen -f -- "$cur")); return ;;
         --output|-o) COMPREPLY=($(compgen -f -- "$cur")); return ;;
         --batch) COMPREPLY=($(compgen -f -- "$cur")); return ;;
+        --server) words=""; COMPREPLY=($(compgen -W "$words" -- "$cur")); return ;;
         --negative|-n) words=""; COMPREPLY=($(compgen -W "$words" -- "$cur")); return ;;
         --seed|-S) words="random"; COMPREPLY=($(compgen -W "$words" -- "$cur")); return ;;
         --steps|-s) words=""; COMPREPLY=($(compgen -W "$words" -- "$cur")); return ;;
@@ -59,6 +60,9 @@ _qwen_edit() {
         --allow-url-cidr) words=""; COMPREPLY=($(compgen -W "$words" -- "$cur")); return ;;
         --log-format) words="text json"; COMPREPLY=($(compgen -W "$words" -- "$cur")); return ;;
         --worker-program) COMPREPLY=($(compgen -f -- "$cur")); return ;;
+        --repeats) words=""; COMPREPLY=($(compgen -W "$words" -- "$cur")); return ;;
+        --references) words=""; COMPREPLY=($(compgen -W "$words" -- "$cur")); return ;;
+        --only) words=""; COMPREPLY=($(compgen -W "$words" -- "$cur")); return ;;
         --config) COMPREPLY=($(compgen -f -- "$cur")); return ;;
         --completions) words="bash zsh"; COMPREPLY=($(compgen -W "$words" -- "$cur")); return ;;
         --backend) words="cpu ref onednn"; COMPREPLY=($(compgen -W "$words" -- "$cur")); return ;;
@@ -67,7 +71,7 @@ _qwen_edit() {
         --inject) COMPREPLY=($(compgen -f -- "$cur")); return ;;
         esac
         case ${COMP_WORDS[1]} in
-        edit) words=" --image --prompt --prompt-file --output --batch --negative --seed --force-seed --steps --true-cfg-scale --guidance-scale --num-images --max-side --width --height --ref-area --keep-size --no-keep-size --output-format --quality --preview --dry-run --no-metadata --model --device --precision --threads --nice --memory-limit --quiet --verbose --json --config --help --version --backend --positions --noise --inject" ;;
+        edit) words=" --image --prompt --prompt-file --output --batch --server --negative --seed --force-seed --steps --true-cfg-scale --guidance-scale --num-images --max-side --width --height --ref-area --keep-size --no-keep-size --output-format --quality --preview --dry-run --no-metadata --model --device --precision --threads --nice --memory-limit --api-key --api-key-file --quiet --verbose --json --config --help --version --backend --positions --noise --inject" ;;
         serve) words=" --model --device --precision --threads --nice --memory-limit --host --port --api-port --gpus --workers --state-dir --output-dir --api-key --api-key-file --cors-origin --trusted-proxy --queue-size --max-images --max-connections --max-body-memory --sync-timeout --keep --hang-limit --no-image-url --allow-url-cidr --reject-while-loading --log-format --worker-program --config --help --version --backend" ;;
         worker) words=" --model --device --precision --threads --nice --memory-limit --help --version --backend" ;;
         info) words=" --json --help --version" ;;
@@ -77,7 +81,8 @@ _qwen_edit() {
         list) words=" --cache-dir --json --help --version" ;;
         rm) words=" --dry-run --revision --cache-dir --yes --quiet --json --help --version" ;;
         prune) words=" --dry-run --cache-dir --detached --quiet --json --help --version" ;;
-        help) words="edit serve worker info pull verify doctor list rm prune help  --help --version --man --completions" ;;
+        bench) words=" --image --prompt --negative --steps --true-cfg-scale --max-side --width --height --ref-area --model --precision --threads --nice --memory-limit --repeats --references --only --cold --no-ops --no-roof --quiet --json --config --help --version --backend" ;;
+        help) words="edit serve worker info pull verify doctor list rm prune bench help  --help --version --man --completions" ;;
         esac
     fi
     case $cur in
