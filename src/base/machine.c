@@ -89,10 +89,46 @@ static const char *kind_of(const char *name, const char *command) {
                  {"jupyter", "Jupyter"},     {"ipykernel", "Jupyter"},
                  {"deepspeed", "DeepSpeed"}, {"torchrun", "PyTorch training"},
                  {"xorg", "the desktop"},    {"gnome-shell", "the desktop"}};
+    /* Ours by the name of the process only: a folder of that name may hold anybody's script. */
     for (size_t i = 0; i < sizeof known / sizeof *known; i++)
-        if (strcasestr(name, known[i].word) || strcasestr(command, known[i].word))
+        if (strcasestr(name, known[i].word) || (i > 0 && strcasestr(command, known[i].word)))
             return known[i].kind;
     return "";
+}
+
+static bool is_secret_flag(const char *word) {
+    static const char *const names[] = {"key", "token", "password", "passwd", "secret"};
+    for (size_t i = 0; word[0] == '-' && i < sizeof names / sizeof *names; i++)
+        if (strcasestr(word, names[i]))
+            return true;
+    return false;
+}
+
+/* The words of /proc/PID/cmdline (each ended by NUL, n bytes in all) as one line, for people to
+ * read and to pass on: what follows a flag like --api-key is left out. */
+static void join_command(const char *words, size_t n, char *out, size_t cap) {
+    size_t k = 0;
+    bool secret = false;
+    for (size_t i = 0; i < n && k + 1 < cap;) {
+        const char *word = words + i;
+        size_t len = strnlen(word, n - i), shown = len;
+        const char *equals = memchr(word, '=', len);
+        bool flag = is_secret_flag(word);
+        if (flag && equals)
+            shown = (size_t)(equals - word) + 1;
+        bool hidden = (flag && equals) || (secret && word[0] != '-');
+        if (secret && word[0] != '-')
+            shown = 0;
+        secret = flag && !equals;
+        k += (size_t)snprintf(out + k, cap - k, "%s%.*s%s", i ? " " : "", (int)shown, word,
+                              hidden ? "***" : "");
+        i += len + 1;
+    }
+    if (k >= cap)
+        k = cap - 1;
+    for (size_t i = 0; i < k; i++)
+        if ((unsigned char)out[i] < 0x20 || out[i] == 0x7f)
+            out[i] = ' ';
 }
 
 void qie_process_read(const char *root, unsigned pid, qie_process_info *out) {
@@ -102,15 +138,14 @@ void qie_process_read(const char *root, unsigned pid, qie_process_info *out) {
         return;
     out->found = true;
     FILE *f = open_below(root, "/proc/%u/cmdline", pid);
-    size_t n = f ? fread(out->command, 1, sizeof out->command - 1, f) : 0;
+    char words[1024] = "";
+    size_t n = f ? fread(words, 1, sizeof words - 1, f) : 0;
     if (f)
         fclose(f);
-    while (n && !out->command[n - 1])
+    while (n && !words[n - 1])
         n--;
-    for (size_t i = 0; i < n; i++)
-        if ((unsigned char)out->command[i] < 0x20)
-            out->command[i] = ' ';
-    out->command[n] = 0;
+    words[n] = 0;
+    join_command(words, n, out->command, sizeof out->command);
     f = open_below(root, "/proc/%u/status", pid);
     while (f && fgets(line, sizeof line, f)) {
         unsigned uid;

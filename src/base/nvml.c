@@ -295,56 +295,60 @@ void qie_gpus_probe(int timeout_ms, qie_gpus *out) {
 
 /* ------------------------------------------------------------------ CUDA_VISIBLE_DEVICES */
 
-static int find_gpu(const qie_gpus *g, const char *e, size_t n) {
-    char *end;
-    if (n == 0 || n > 90)
-        return -1;
-    char word[96];
+static qie_gpu_choice find_gpu(const qie_gpus *g, const char *e, size_t n) {
+    static const qie_gpu_choice none = {-1, -1};
+    qie_gpu_choice found = none;
+    char *end, word[96];
+    if (n == 0 || n >= sizeof word)
+        return none;
     memcpy(word, e, n);
     word[n] = 0;
     long k = strtol(word, &end, 10);
     if (!*end && k >= 0) {
         for (int i = 0; i < g->n; i++)
             if (g->gpus[i].index == k)
-                return i;
-        return -1;
+                found.i_gpu = i;
+        return found;
     }
-    int found = -1; /* CUDA takes the beginning of a UUID where it is the only one */
+    int hits = 0; /* CUDA takes the beginning of a UUID where it is the only one */
     for (int i = 0; i < g->n; i++) {
-        bool hit = !strncmp(g->gpus[i].uuid, word, n);
+        if (!strncmp(g->gpus[i].uuid, word, n)) {
+            found = (qie_gpu_choice){i, -1};
+            hits++;
+        }
         for (int m = 0; m < g->gpus[i].n_mig; m++)
-            hit = hit || !strncmp(g->gpus[i].migs[m].uuid, word, n);
-        if (hit && found >= 0)
-            return -1;
-        if (hit)
-            found = i;
+            if (!strncmp(g->gpus[i].migs[m].uuid, word, n)) {
+                found = (qie_gpu_choice){i, m};
+                hits++;
+            }
     }
-    return found;
+    return hits == 1 ? found : none;
 }
 
-int qie_gpus_visible(const qie_gpus *g, const char *value, int order[QIE_GPUS_MAX], int *refused) {
+int qie_gpus_visible(const qie_gpus *g, const char *value, qie_gpu_choice choices[QIE_GPUS_MAX],
+                     int *refused) {
     int n = 0;
     if (refused)
         *refused = -1;
     if (!value) {
         for (n = 0; n < g->n; n++)
-            order[n] = n;
+            choices[n] = (qie_gpu_choice){n, -1};
         return n;
     }
     for (const char *p = value; *p && n < QIE_GPUS_MAX;) {
         p += strspn(p, " \t");
         size_t len = strcspn(p, ", \t");
-        int i = find_gpu(g, p, len);
-        if (i < 0) {
+        qie_gpu_choice c = find_gpu(g, p, len);
+        if (c.i_gpu < 0) {
             if (refused)
                 *refused = (int)(p - value);
             break;
         }
         bool seen = false;
         for (int j = 0; j < n; j++)
-            seen = seen || order[j] == i;
+            seen = seen || (choices[j].i_gpu == c.i_gpu && choices[j].i_mig == c.i_mig);
         if (!seen)
-            order[n++] = i;
+            choices[n++] = c;
         p += len;
         p += strspn(p, ", \t");
     }

@@ -61,9 +61,16 @@ typedef struct qie_gpus {
 /* Takes at most timeout_ms. */
 void qie_gpus_probe(int timeout_ms, qie_gpus *out);
 
-/* Positions in g->gpus that a value of CUDA_VISIBLE_DEVICES (NULL: not set) leaves, in its order.
- * *refused (may be NULL): the first entry that names no GPU, where CUDA stops reading, as a new
- * index into value, else -1. MIG instances count as their GPU. Returns how many. */
-int qie_gpus_visible(const qie_gpus *g, const char *value, int order[QIE_GPUS_MAX], int *refused);
+/* One entry of CUDA_VISIBLE_DEVICES: a card, or one MIG instance of it. */
+typedef struct qie_gpu_choice {
+    int i_gpu; /* position in gpus */
+    int i_mig; /* position in its migs; -1: the card, or of its instances the driver's first */
+} qie_gpu_choice;
+
+/* What a value of CUDA_VISIBLE_DEVICES (NULL: not set) leaves, in its order. *refused (may be
+ * NULL): where CUDA stops reading because an entry names no GPU, as an index into value, else -1;
+ * "-1" in the first place is such an entry, and the usual way to hide all. Returns how many. */
+int qie_gpus_visible(const qie_gpus *g, const char *value, qie_gpu_choice choices[QIE_GPUS_MAX],
+                     int *refused);
 
 #endif

@@ -1,49 +1,17 @@
 /* The command doctor. */
 #define _GNU_SOURCE
-#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "base/error.h"
-#include "base/fs.h"
 #include "cli/commands.h"
 #include "cli/model_choice.h"
+#include "cli/place.h"
 #include "hub/cache.h"
 #include "hub/doctor.h"
 
 #define SERVICE_PORT 7860
-
-static bool chinese(void) {
-    static const char *const names[] = {"LC_ALL", "LC_MESSAGES", "LANG"};
-    for (size_t i = 0; i < 3; i++) {
-        const char *v = getenv(names[i]);
-        if (v && *v)
-            return !strncmp(v, "zh", 2);
-    }
-    return false;
-}
-
-/* qie_cuda.so beside the program or in ../lib. */
-static char *find_plugin(void) {
-    static const char *const places[] = {"", "../lib/", "../lib/qwen-edit/"};
-    char self[PATH_MAX];
-    ssize_t n = readlink("/proc/self/exe", self, sizeof self - 1);
-    if (n <= 0)
-        return NULL;
-    self[n] = 0;
-    *(strrchr(self, '/') + 1) = 0;
-    for (size_t i = 0; i < 3; i++) {
-        char *path = NULL;
-        if (asprintf(&path, "%s%sqie_cuda.so", self, places[i]) < 0)
-            return NULL;
-        if (qie_file_exists(path))
-            return path;
-        free(path);
-    }
-    return NULL;
-}
 
 /* ------------------------------------------------------------------ settings */
 
@@ -161,7 +129,7 @@ static void print_json(qie_doctor_report *r, qie_json *list) {
 
 qie_status cli_run_doctor(cli_values *v, qie_error *err) {
     qie_hub_settings hub;
-    char *model = NULL, *cache = NULL, *plugin = find_plugin();
+    char *model = NULL, *cache = NULL, *plugin = cli_find_plugin();
     const char *cache_from = "", *root = getenv("QIE_ROOT"), *cpu = getenv("QWEN_EDIT_FORCE_CPU");
     const cli_value *endpoint = cli_get(v, OPT_ENDPOINT);
     qie_error model_error = {0};
@@ -194,7 +162,7 @@ qie_status cli_run_doctor(cli_values *v, qie_error *err) {
         .force_cpu = cpu && *cpu && strcmp(cpu, "0"),
         .plugin = plugin,
         .port = SERVICE_PORT,
-        .chinese = chinese(),
+        .chinese = cli_speaks_chinese(),
     };
     qie_doctor_report *r = malloc(sizeof *r);
     if (r) {

@@ -12,6 +12,7 @@
 #include "cli/interrupt.h"
 #include "cli/job.h"
 #include "cli/model_choice.h"
+#include "cli/place.h"
 #include "cli/remote.h"
 #include "cli/ui.h"
 
@@ -28,18 +29,13 @@ static void explain_environment(void) {
                     names[i]);
 }
 
-static qie_status prepare_process(const cli_values *v, qie_error *err) {
+static void prepare_process(const cli_values *v) {
     if (cli_on(v, OPT_VERBOSE) && !getenv("QIE_LOG"))
         setenv("QIE_LOG", "info", 1);
     explain_environment();
-    QIE_FAIL_IF(!cli_is_set(v, OPT_SERVER) && !strcmp(cli_text(v, OPT_DEVICE, "auto"), "cuda"),
-                QIE_E_UNAVAILABLE, err, "--device",
-                "--device: this build has no GPU back end; compute on the CPU with --device cpu "
-                "--max-side 512 -s 10");
     if (cli_is_set(v, OPT_NICE) && setpriority(PRIO_PROCESS, 0, (int)cli_number(v, OPT_NICE, 0)))
         cli_warn("the priority stays as it was: %s", strerror(errno));
     cli_interrupt_install();
-    return QIE_OK;
 }
 
 static qie_engine_options engine_options(const cli_values *v, const char *model) {
@@ -53,20 +49,10 @@ static qie_engine_options engine_options(const cli_values *v, const char *model)
     return o;
 }
 
-static bool speaks_chinese(void) {
-    static const char *const names[] = {"LC_ALL", "LC_MESSAGES", "LANG"};
-    for (size_t i = 0; i < 3; i++) {
-        const char *value = getenv(names[i]);
-        if (value && *value)
-            return !strncmp(value, "zh", 2);
-    }
-    return false;
-}
-
 static void introduce(const qie_engine *engine, bool named) {
     qie_engine_info info;
     qie_engine_get_info(engine, &info);
-    const char *about = speaks_chinese() && info.about_zh ? info.about_zh : info.about_en;
+    const char *about = cli_speaks_chinese() && info.about_zh ? info.about_zh : info.about_en;
     if (info.is_demo && !named)
         cli_note("no model named: this is the built-in demo model; --model or QWEN_EDIT_2511_DIR "
                  "names another");
@@ -75,6 +61,21 @@ static void introduce(const qie_engine *engine, bool named) {
     qie_log(QIE_LOG_INFO, "cli", "model '%s': %.3g parameters, %.2f GiB, %s, %s, %s, %d threads",
             info.model, (double)info.n_parameters, (double)info.weights_bytes / 1073741824.0,
             info.precision, info.backend, info.cpu_level, info.n_threads);
+}
+
+/* On a GPU the engine sees the chosen card and no other. */
+static qie_status choose_device(const cli_values *v, const char *model, qie_engine_options *o,
+                                qie_error *err) {
+    qie_place *chosen = malloc(sizeof *chosen);
+    QIE_FAIL_IF(!chosen, QIE_E_NO_MEMORY, err, NULL, "out of memory");
+    qie_status st = cli_place(v, model, NULL, false, chosen, err);
+    if (st == QIE_OK && chosen->n_slots) {
+        setenv("CUDA_DEVICE_ORDER", "PCI_BUS_ID", 1);
+        setenv("CUDA_VISIBLE_DEVICES", chosen->slots[0].visible, 1);
+        o->backend = "cuda";
+    }
+    free(chosen);
+    return st;
 }
 
 /* Where the edits are computed: in this process or at a service. */
@@ -92,7 +93,9 @@ static qie_status open_place(const cli_values *v, place *where, qie_error *err) 
     }
     QIE_TRY(cli_choose_model(v, &model, &named, err));
     qie_engine_options options = engine_options(v, model);
-    qie_status st = qie_engine_open(&options, &where->engine, err);
+    qie_status st = choose_device(v, model, &options, err);
+    if (st == QIE_OK)
+        st = qie_engine_open(&options, &where->engine, err);
     if (st == QIE_OK) {
         cli_interrupt_set_engine(where->engine);
         introduce(where->engine, named);
@@ -268,9 +271,8 @@ qie_status cli_run_edit(cli_values *values, qie_error *err) {
         values->n_args > 0, QIE_E_USAGE, err, NULL,
         "unexpected argument '%s': pictures are given with -i, the instruction with -p, quoted",
         values->args[0]);
-    st = prepare_process(values, err);
-    if (st == QIE_OK)
-        st = check_place(values, err);
+    prepare_process(values);
+    st = check_place(values, err);
     if (st == QIE_OK)
         st = cli_is_set(values, OPT_BATCH) ? run_batch(values, &where, err)
                                            : run_single(values, &where, err);

@@ -8,6 +8,7 @@
 #include "base/fs.h"
 #include "cli/commands.h"
 #include "cli/model_choice.h"
+#include "cli/place.h"
 #include "hub/cache.h"
 #include "qie/edit.h"
 #include "qie/image.h"
@@ -85,7 +86,8 @@ static bool print_member(void *arg, const char *key, qie_json *value) {
     if (is_flat(value)) {
         putchar(' ');
         print_flat(value);
-        if (!strcmp(key, "bytes") && qie_json_number(value) >= 1048576)
+        bool bytes = !strcmp(key, "bytes") || !strcmp(key, "needs") || !strcmp(key, "there");
+        if (bytes && qie_json_number(value) >= 1048576)
             printf(" (%.4g MiB)", qie_json_number(value) / 1048576);
         putchar('\n');
     } else {
@@ -168,11 +170,14 @@ static qie_status info_picture(const char *path, bool json, qie_error *err) {
     return st;
 }
 
-static qie_status info_model(const char *path, bool json, qie_error *err) {
+/* is_model: a whole model, which also fits somewhere or not. */
+static qie_status info_model(const char *path, bool is_model, bool json, qie_error *err) {
     char *text = NULL;
     qie_json *o = NULL;
     QIE_TRY(qie_model_describe(path, &text, err));
     qie_status st = qie_json_parse(text, strlen(text), "the description", &o, err);
+    if (st == QIE_OK && is_model)
+        qie_json_put(o, "fits", cli_place_describe(path));
     if (st == QIE_OK)
         print_result(o, json);
     qie_json_free(o);
@@ -199,12 +204,12 @@ qie_status cli_run_info(cli_values *values, qie_error *err) {
     if (qie_file_exists(path) && is_picture(path))
         return info_picture(path, json, err);
     if (qie_file_exists(path))
-        return info_model(path, json, err);
+        return info_model(path, false, json, err);
     QIE_FAIL_IF(strcmp(path, "demo") != 0 && !qie_dir_exists(path) && !qie_hub_is_repo(path),
                 QIE_E_NOT_FOUND, err, NULL, "'%s' does not exist", path);
     char *model = NULL;
     QIE_TRY(cli_resolve_model(path, "info", &model, err));
-    qie_status st = info_model(model, json, err);
+    qie_status st = info_model(model, true, json, err);
     free(model);
     return st;
 }

@@ -372,7 +372,8 @@ const cli_option CLI_OPTIONS[OPT_COUNT] = {
                     .env = "QWEN_EDIT_FORCE_CPU",
                     .env_value = "cpu",
                     .def = "auto",
-                    .help = "where to compute: auto, cpu or cuda (this build has no GPU back end)",
+                    .help = "where to compute: auto takes a GPU that has room, or the CPU of a "
+                            "machine without one; cpu; cuda",
                     .group = GROUP_MACHINE,
                     .commands = CMD_SERVICE | CMD_EDIT,
                     .traits = KEEP},
@@ -519,7 +520,7 @@ const cli_option CLI_OPTIONS[OPT_COUNT] = {
                       .def = "6",
                       .help = "GPU memory that is left to others on every card",
                       .group = GROUP_MACHINE,
-                      .commands = CMD_DOCTOR,
+                      .commands = CMD_EDIT | CMD_SERVE | CMD_DOCTOR,
                       .traits = KEEP},
     [OPT_HOST] = {.name = "host",
                   .argument = "ADDRESS",

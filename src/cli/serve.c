@@ -14,6 +14,7 @@
 #include "base/parallel.h"
 #include "cli/commands.h"
 #include "cli/model_choice.h"
+#include "cli/place.h"
 #include "cli/ui.h"
 #include "service/common/message.h"
 #include "service/master/master.h"
@@ -24,6 +25,7 @@ typedef struct prepared {
     char self[PATH_MAX], state[PATH_MAX], gpus[4096], numbers[6][32], revision[64];
     qie_gpus found;
     char *model;
+    qie_place place;
 } prepared;
 
 static void copy_list(const cli_values *v, cli_option_id id, const char **out) {
@@ -61,8 +63,8 @@ static int gpu_of(const qie_gpus *g, const char *text) {
     return -1;
 }
 
-static qie_status add_gpu(prepared *p, const char *text, const int *visible, int n_visible,
-                          qie_error *err) {
+static qie_status add_gpu(prepared *p, const char *text, const qie_gpu_choice *visible,
+                          int n_visible, qie_error *err) {
     svc_options *o = &p->o;
     bool digits = strspn(text, "0123456789") == strlen(text) && strlen(text) < 4;
     QIE_FAIL_IF(!digits && strncasecmp(text, "GPU-", 4), QIE_E_INVALID, err, "--gpus",
@@ -81,7 +83,7 @@ static qie_status add_gpu(prepared *p, const char *text, const int *visible, int
                 "--gpus: there is no GPU '%s', only %d of them", text, p->found.n);
     bool seen = false;
     for (int i = 0; i < n_visible; i++)
-        seen = seen || visible[i] == at;
+        seen = seen || visible[i].i_gpu == at;
     const qie_gpu *g = &p->found.gpus[at];
     QIE_FAIL_IF(!seen, QIE_E_INVALID, err, "--gpus",
                 "--gpus: GPU %d is not among those that CUDA_VISIBLE_DEVICES leaves", g->index);
@@ -95,20 +97,33 @@ static qie_status add_gpu(prepared *p, const char *text, const int *visible, int
     return QIE_OK;
 }
 
-/* "4,5,GPU-uuid" */
+static qie_status place_workers(const cli_values *v, prepared *p, const char *list,
+                                qie_error *err) {
+    QIE_TRY(cli_place(v, p->model, list, true, &p->place, err));
+    for (int i = 0; i < p->place.n_slots && i < SVC_MAX_WORKERS; i++) {
+        const qie_place_slot *slot = &p->place.slots[i];
+        svc_gpu *gpu = &p->o.gpus[p->o.n_gpus++];
+        gpu->index = slot->gpus[0];
+        snprintf(gpu->bind, sizeof gpu->bind, "%s", slot->visible);
+        snprintf(gpu->name, sizeof gpu->name, "%s", slot->name);
+    }
+    return QIE_OK;
+}
+
+/* The cards of the workers: "4,5,GPU-uuid", or all that have room. A stand-in for the worker
+ * (tests) takes what is named, whatever this program could do with it. */
 static qie_status read_gpus(const cli_values *v, prepared *p, qie_error *err) {
     const char *text = cli_text(v, OPT_GPUS, "auto");
     bool stand_in = cli_is_set(v, OPT_WORKER_PROGRAM), all = !strcmp(text, "auto");
-    int visible[QIE_GPUS_MAX];
-    /* Without a GPU back end "auto" is the CPU, whatever cards there are. */
-    if (!strcmp(text, "none") || (all && (!stand_in || !cli_is_set(v, OPT_GPUS))))
+    qie_gpu_choice visible[QIE_GPUS_MAX];
+    if (!strcmp(text, "none") || (all && stand_in && !cli_is_set(v, OPT_GPUS)))
         return QIE_OK;
-    QIE_FAIL_IF(!stand_in, QIE_E_UNAVAILABLE, err, "--gpus",
-                "--gpus: this build has no GPU back end; --gpus none computes on the CPU");
+    if (!stand_in)
+        return place_workers(v, p, all ? NULL : text, err);
     qie_gpus_probe(5000, &p->found);
     int n = qie_gpus_visible(&p->found, getenv("CUDA_VISIBLE_DEVICES"), visible, NULL);
     for (int i = 0; all && i < n; i++)
-        QIE_TRY(add_gpu(p, p->found.gpus[visible[i]].uuid, visible, n, err));
+        QIE_TRY(add_gpu(p, p->found.gpus[visible[i].i_gpu].uuid, visible, n, err));
     if (all)
         return QIE_OK;
     snprintf(p->gpus, sizeof p->gpus, "%s", text);
@@ -141,6 +156,7 @@ static void make_worker_args(const cli_values *v, prepared *p) {
     p->o.worker_args[n++] = "worker";
     snprintf(p->numbers[0], 32, "%d", (int)cli_number(v, OPT_THREADS, half > 1 ? half : 1));
     add(p, &n, "--model", p->model);
+    add(p, &n, "--device", p->place.n_slots ? "cuda" : "cpu");
     add(p, &n, "--threads", p->numbers[0]);
     add(p, &n, "--precision", cli_text(v, OPT_PRECISION, NULL));
     add(p, &n, "--backend", cli_text(v, OPT_BACKEND, NULL));
@@ -161,9 +177,6 @@ static qie_status prepare(const cli_values *v, prepared *p, qie_error *err) {
     ssize_t n = readlink("/proc/self/exe", p->self, sizeof p->self - 1);
     QIE_FAIL_IF(n <= 0, QIE_E_IO, err, NULL, "cannot find the program's own file: %s",
                 strerror(errno));
-    QIE_FAIL_IF(!strcmp(cli_text(v, OPT_DEVICE, "auto"), "cuda"), QIE_E_UNAVAILABLE, err,
-                "--device",
-                "--device: this build has no GPU back end; --device cpu computes on the CPU");
     o->program = cli_text(v, OPT_WORKER_PROGRAM, p->self);
     o->host = cli_text(v, OPT_HOST, "127.0.0.1");
     o->port = (int)cli_number(v, OPT_PORT, 7860);
@@ -187,12 +200,12 @@ static qie_status prepare(const cli_values *v, prepared *p, qie_error *err) {
     copy_list(v, OPT_ALLOW_URL_CIDR, o->cidrs);
     copy_list(v, OPT_TRUSTED_PROXY, o->proxies);
     QIE_TRY(find_state_dir(v, p, err));
-    QIE_TRY(read_gpus(v, p, err));
     QIE_TRY(cli_choose_model(v, &p->model, &named, err));
     if (!strcmp(p->model, "demo") && !named)
         cli_note("no model named: this is the built-in demo model; --model or QWEN_EDIT_2511_DIR "
                  "names another");
     find_revision(p);
+    QIE_TRY(read_gpus(v, p, err));
     make_worker_args(v, p);
     return QIE_OK;
 }
@@ -217,7 +230,8 @@ qie_status cli_run_worker(cli_values *values, qie_error *err) {
     o.engine.model = cli_text(values, OPT_MODEL, "demo");
     o.engine.precision = qie_precision_from_name(cli_text(values, OPT_PRECISION, "auto"));
     o.engine.n_threads = (int)cli_number(values, OPT_THREADS, 1);
-    o.engine.backend = cli_text(values, OPT_BACKEND, NULL);
+    o.engine.backend = cli_text(
+        values, OPT_BACKEND, !strcmp(cli_text(values, OPT_DEVICE, "cpu"), "cuda") ? "cuda" : NULL);
     o.engine.memory_limit_bytes = (int64_t)(cli_number(values, OPT_MEMORY_LIMIT, 0) * 1073741824.0);
     return svc_worker_run(&o, err);
 }

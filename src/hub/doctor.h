@@ -60,10 +60,15 @@ typedef struct qie_doctor_report {
 void qie_doctor_run(const qie_doctor_options *options, qie_doctor_report *out);
 void qie_doctor_release(qie_doctor_report *r);
 
-/* The GPUs that may be used, for whoever refuses early: what qie_placement_make takes. Returns how
- * many. */
-int qie_doctor_gpus(const qie_gpus *gpus, const char *cuda_visible,
-                    qie_placement_gpu out[QIE_GPUS_MAX]);
+/* A card, or the MIG instance of it, that this process could use. */
+typedef struct qie_doctor_card {
+    qie_placement_gpu memory;
+    char uuid[96]; /* for CUDA_VISIBLE_DEVICES */
+    char name[96];
+} qie_doctor_card;
+/* Those of the choices whose memory is known. Returns how many. */
+int qie_doctor_cards(const qie_gpus *gpus, const qie_gpu_choice *choices, int n,
+                     qie_doctor_card out[QIE_GPUS_MAX]);
 /* Sizes of the weights in a model folder, the released ones where it has none. */
 qie_placement_model qie_doctor_model(const char *dir);
 

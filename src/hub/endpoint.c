@@ -11,6 +11,7 @@
 #include "base/clock.h"
 #include "base/error.h"
 #include "base/fs.h"
+#include "base/json.h"
 #include "base/log.h"
 #include "hub/cache.h"
 
@@ -272,7 +273,16 @@ qie_status qie_hub_refusal(const qie_hub_settings *s, const qie_endpoint *e, con
 
 /* ------------------------------------------------------------------ questions */
 
-/* Ask until there is an answer that will not change: any status that is not to be retried. */
+/* A list that was cut on the way, by a proxy say, and still ended as a whole answer. */
+static bool is_broken_json(const char *text, size_t n) {
+    qie_json *root = NULL;
+    bool broken = qie_json_parse(text, n, "answer", &root, NULL) != QIE_OK;
+    qie_json_free(root);
+    return broken;
+}
+
+/* Ask until there is an answer that will not change: any status that is not to be retried. `text`,
+ * where it is wanted, is JSON; one that stays broken is the caller's to complain of. */
 static qie_status ask(const qie_hub_client *c, const qie_endpoint *e, const qie_http_request *base,
                       char **text, size_t *n, qie_http_reply *reply, qie_error *err) {
     char why[256];
@@ -283,7 +293,9 @@ static qie_status ask(const qie_hub_client *c, const qie_endpoint *e, const qie_
         qie_http_end end = qie_http_fetch(c->http, &r, QIE_HUB_JSON_MAX, text, n, reply, why,
                                           c->stop, c->stop_arg);
         QIE_FAIL_IF(end == QIE_HTTP_STOPPED, QIE_E_CANCELLED, err, NULL, "interrupted");
-        if (end == QIE_HTTP_OK && !qie_hub_may_retry(reply->status))
+        bool broken = end == QIE_HTTP_OK && text && base->from < 0 && reply->status == 200 &&
+                      k < 4 && k + 1 < c->max_tries && is_broken_json(*text, *n);
+        if (end == QIE_HTTP_OK && !qie_hub_may_retry(reply->status) && !broken)
             return QIE_OK;
         if (text) {
             free(*text);
@@ -299,7 +311,10 @@ static qie_status ask(const qie_hub_client *c, const qie_endpoint *e, const qie_
             return qie_hub_unreachable(e, end, why, err);
         }
         double s = qie_hub_backoff(k, end == QIE_HTTP_OK ? reply->retry_after_s : -1);
-        if (end == QIE_HTTP_OK)
+        if (broken)
+            qie_log(QIE_LOG_INFO, "hub", "%s sends a list that is no JSON; again in %.1f s", e->url,
+                    s);
+        else if (end == QIE_HTTP_OK)
             qie_log(QIE_LOG_INFO, "hub", "%s answers %d; again in %.1f s", e->url, reply->status,
                     s);
         else

@@ -46,6 +46,7 @@ typedef struct conn {
     bool ranged, direct; /* asked for a range; asked at it->url */
     size_t endpoint;
     bool complete; /* the claim is filled */
+    bool part;     /* answered with the range that was asked */
     int64_t got;
     double started;
     char refused[300]; /* why on_head stopped it; "" if it did not */
@@ -218,6 +219,14 @@ static bool accept_whole(conn *c, const qie_http_reply *r) {
     return true;
 }
 
+/* One stream with everything costs what is there already: only where ranges do not work, which a
+ * server that has answered one with its bytes does not show by stumbling. */
+static void count_range_refusal(qie_fetch_file *it) {
+    it->range_refusals++;
+    if (it->range_refusals >= (it->ranges_work ? 10 : 3))
+        it->no_ranges = true;
+}
+
 static bool on_head(void *arg, const qie_http_reply *r) {
     conn *c = arg;
     qie_fetch_file *it = c->it;
@@ -235,10 +244,11 @@ static bool on_head(void *arg, const qie_http_reply *r) {
                               (long long)r->range_total, (long long)size);
         } else if (r->content_length != c->end - c->at)
             return refuse(c, "the server does not say which part it sends");
+        c->part = true;
     } else if (r->status == 200) {
         if (!accept_whole(c, r)) {
-            if (c->ranged && c->at > 0 && ++it->range_refusals >= 3)
-                it->no_ranges = true;
+            if (c->ranged && c->at > 0)
+                count_range_refusal(it);
             return false;
         }
     } else {
@@ -300,7 +310,7 @@ static bool next_endpoint(qie_fetch *f, qie_fetch_file *it) {
     it->endpoint++;
     it->url[0] = 0;
     it->failures = it->status_failures = it->range_refusals = it->hash_failures = 0;
-    it->no_ranges = false;
+    it->no_ranges = it->ranges_work = false;
     it->not_before = 0;
     say(f, "warning", "'%s': %s; going on with %s", it->file->path, it->cause.message,
         endpoint_of(f, it->endpoint)->url);
@@ -347,8 +357,7 @@ static void on_status(qie_fetch *f, conn *c, const qie_http_reply *r) {
         qie_fail(&it->cause, QIE_E_NETWORK, NULL,
                  "%s says that '%s' is shorter than the %lld bytes that were listed (416)", e->url,
                  it->file->path, (long long)it->file->size);
-        if (++it->range_refusals >= 3)
-            it->no_ranges = true;
+        count_range_refusal(it);
         count_failure(f, it, -1);
         return;
     }
@@ -386,6 +395,10 @@ static void on_end(void *arg, const qie_http_reply *r, qie_http_end end, const c
     if (c->got > 0) {
         it->failures = it->status_failures = 0;
         it->fetched_any = true;
+        if (c->part) {
+            it->range_refusals = 0;
+            it->ranges_work = true;
+        }
     }
     if (c->write_status != QIE_OK) {
         f->fatal = c->write_error;

@@ -39,7 +39,7 @@ typedef struct qie_fetch_file {
     size_t endpoint; /* index of the hub in use */
     int failures;    /* since the last byte */
     int range_refusals, hash_failures, status_failures;
-    bool no_ranges, fetched_any, restart;
+    bool no_ranges, ranges_work, fetched_any, restart;
     double not_before;
     char url[QIE_HTTP_URL_MAX]; /* where the last answer came from; "" asks the hub */
     double url_at;

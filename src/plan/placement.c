@@ -4,6 +4,10 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "plan/memory.h"
+#include "plan/sizes.h"
+#include "plan/tensors.h"
+
 #define GIB 1073741824.0
 /* A CUDA context with the workspaces of cuBLASLt and cuDNN on one card: 0.4 to 0.7 GiB on cards of
  * the last three generations; taken at the upper end. */
@@ -22,6 +26,68 @@ qie_placement_model qie_placement_released(void) {
         .block = 680000000,
         .work = (int64_t)8492 * 3072 * 2 * 16 + (int64_t)3 * 96 * 1024 * 1024 * 2,
         .work_cpu = (int64_t)8492 * 3072 * 4 * 16 + (int64_t)3 * 96 * 1024 * 1024 * 4};
+}
+
+/* Elements of all tensors of a component, and of its repeated layers by number. */
+typedef struct layer_sum {
+    const char *prefix; /* of the repeated layers: "transformer_blocks." */
+    int64_t all, first;
+} layer_sum;
+
+static bool add_tensor(void *arg, const qie_tensor_spec *spec) {
+    layer_sum *s = arg;
+    size_t n = strlen(s->prefix);
+    int64_t count = 1;
+    for (int i = 0; i < spec->n_dims; i++)
+        count *= spec->shape[i];
+    s->all += count;
+    if (!strncmp(spec->name, s->prefix, n) && !strncmp(spec->name + n, "0.", 2))
+        s->first += count;
+    return true;
+}
+
+/* Bytes of the first layer, when the whole component has so many. */
+static int64_t layer_bytes(const layer_sum *s, int64_t bytes) {
+    return s->all > 0 ? (int64_t)((double)s->first / (double)s->all * (double)bytes) : 0;
+}
+
+/* 64 rows of template and 64 of instruction beside the picture's: a long sentence. */
+static int64_t planned_work(const qie_model_config *c, qie_dtype act) {
+    qie_size_request r = {.n_images = 1, .images = {{1024, 1024}}};
+    qie_size_plan sizes;
+    qie_memory_plan plan;
+    if (qie_size_plan_make(c, &r, &sizes, NULL) != QIE_OK)
+        return -1;
+    int64_t n_ids = sizes.n_vision_tokens + 128;
+    qie_memory_request q = {.model = c,
+                            .sizes = &sizes,
+                            .act = act,
+                            .n_passes = 2,
+                            .n_ids = {n_ids, n_ids - 63},
+                            .n_text = {n_ids - 64, n_ids - 127},
+                            .n_prefix = n_ids - 64,
+                            .n_steps = c->defaults.num_inference_steps,
+                            .n_outputs = 1};
+    return qie_memory_plan_make(&q, &plan) ? plan.total : -1;
+}
+
+qie_placement_model qie_placement_of(const qie_model_config *c, int64_t transformer,
+                                     int64_t text_encoder, int64_t vae, qie_dtype act_cpu) {
+    qie_placement_model m = qie_placement_released();
+    layer_sum t = {.prefix = "transformer_blocks."}, e = {.prefix = "model.layers."};
+    int64_t work = planned_work(c, QIE_BF16), work_cpu = planned_work(c, act_cpu);
+    qie_tensors_transformer(&c->transformer, add_tensor, &t);
+    qie_tensors_text_encoder(&c->text, &c->vision, add_tensor, &e);
+    int64_t block = layer_bytes(&t, transformer), layer = layer_bytes(&e, text_encoder);
+    m.transformer = transformer;
+    m.text_encoder = text_encoder;
+    m.vae = vae;
+    m.block = block > layer ? block : layer;
+    if (work > 0)
+        m.work = work;
+    if (work_cpu > 0)
+        m.work_cpu = work_cpu;
+    return m;
 }
 
 static int64_t offer(const qie_placement_gpu *g, int64_t headroom) {

@@ -13,6 +13,9 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "base/dtype.h"
+#include "plan/config.h"
+
 #define QIE_PLACEMENT_GPUS_MAX 32
 #define QIE_DEFAULT_HEADROOM_GIB 6.0
 
@@ -25,6 +28,12 @@ typedef struct qie_placement_model {
 
 /* The released model in bf16. */
 qie_placement_model qie_placement_released(void);
+/* The model that these configs describe, with so many bytes of weights on disk: blocks as they are,
+ * and the work that the engine itself plans for one megapixel, one reference and guidance.
+ * act_cpu: dtype of activations on this CPU. Numbers that cannot be planned stay the released
+ * ones. */
+qie_placement_model qie_placement_of(const qie_model_config *c, int64_t transformer,
+                                     int64_t text_encoder, int64_t vae, qie_dtype act_cpu);
 
 typedef struct qie_placement_gpu {
     int index; /* physical */

@@ -25,7 +25,7 @@ class Faults:
     """Probability of each fault per answer (0..1)."""
 
     NAMES = ("cut", "stall", "status", "whole", "nolength", "chunked", "wrong_size", "wrong_range", "flip",
-             "e416", "etag", "truncate", "loop", "garbage", "slow", "longer")
+             "e416", "etag", "truncate", "loop", "garbage", "slow", "longer", "bad_json")
 
     def __init__(self, seed=1, stall_s=2.0, limit=None, sure=False, **p):
         self.p = {n: p.pop(n, 0.0) for n in self.NAMES}
@@ -171,7 +171,7 @@ class FakeHub:
                     "private": False, "tags": [], "downloads": 0, "likes": 0}
             if self.revision_override:
                 info = self.revision_override(info)
-            return self.simple(h, 200, json.dumps(info).encode())
+            return self.simple(h, 200, self.maybe_cut(json.dumps(info).encode()))
         if path.startswith(api + "tree/") and self.tree:
             entries = []
             for n, e in self.files.items():
@@ -187,7 +187,7 @@ class FakeHub:
             headers = []
             if at + self.page < len(entries):
                 headers = [("Link", '<%s%s?recursive=true&cursor=%d>; rel="next"' % (self.url, url.path, at + self.page))]
-            return self.simple(h, 200, json.dumps(entries[at:at + self.page]).encode(), headers)
+            return self.simple(h, 200, self.maybe_cut(json.dumps(entries[at:at + self.page]).encode()), headers)
         ms = "/api/v1/models/%s/repo" % self.repo
         if path == ms + "/files":
             files = [{"Name": n.rsplit("/", 1)[-1], "Path": n, "Size": e.size, "Sha256": e.sha256, "Type": "blob",
@@ -201,6 +201,9 @@ class FakeHub:
             if path.startswith(prefix):
                 return self.resolve(h, path[len(prefix):])
         self.simple(h, 404, b"{}", [("X-Error-Code", "RepoNotFound")])
+
+    def maybe_cut(self, body):
+        return body[:len(body) // 2] if self.faults.draw("bad_json") else body
 
     def hub_headers(self, e):
         etag = e.etag

@@ -116,6 +116,21 @@ test_truncated = fault_test(truncate=0.6)
 test_redirect_loop = fault_test(loop=0.5)
 test_garbage = fault_test(garbage=0.3, limit=4)
 test_longer_than_said = fault_test(longer=0.6)
+test_list_cut_on_the_way = fault_test(bad_json=0.5, limit=4)
+
+
+def test_ranges_that_fail_now_and_then_cost_nothing(folder):
+    """Refused ranges are asked again, in any order of refusals: what is there is not fetched a second time."""
+    files = {"a.bin": Entry(random.Random(1).randbytes(30000000), lfs=True)}
+    hits = 0
+    for seed in range(3):
+        faults = Faults(seed=seed, cut=0.8, whole=0.35, e416=0.2, limit=40)
+        with FakeHub(files, faults=faults) as hub:
+            r = pull(hub, os.path.join(folder, str(seed)), "--retries", "50")
+            same(r.json["dir"], hub.files)
+            hits += faults.count
+            check(r.json["bytes_fetched"] <= 1.02 * 30000000, r.json["bytes_fetched"])
+    check(hits > 6, hits)
 
 
 def test_all_faults_at_once(folder):

@@ -67,6 +67,7 @@ static void prepare(void) {
     if (!mkdtemp(folder) || chmod(folder, 0755) || chdir(folder))
         exit(1);
     setenv("HOME", folder, 1); /* no config file and no cache of whoever runs the test */
+    setenv("QIE_NVML", "/nonexistent/libnvidia-ml.so.1", 1); /* as on a machine without a GPU */
     setenv("ASAN_OPTIONS", "exitcode=99", 1);
     static const char *const names[] = {
         "QWEN_EDIT_2511_DIR",    "QWEN_EDIT_INPUT", "QWEN_EDIT_OUTPUT",
@@ -251,7 +252,7 @@ QTEST(test_edit_wrong_arguments_are_named) {
         {{"-i", "in.png", "-p", "red", "-o", "x.png", "--steps", "201"},
          2,
          "--steps: 201 is not within 1..200"},
-        {{"-i", "in.png", "-p", "red", "-o", "x.png", "--device", "cuda"}, 4, "no GPU back end"},
+        {{"-i", "in.png", "-p", "red", "-o", "x.png", "--device", "cuda"}, 4, "no NVIDIA driver"},
         {{"-i", "in.png", "-p", "red", "-o", "x.png", "--keep-size", "-W", "64"}, 2, "contradicts"},
         {{"-i", "in.png", "-p", "red", "-o", "x.png", "--inject", "noise"}, 2, "NAME=FILE"},
         {{"-i", "in.png", "-p", "red", "-o", "x.png", "--inject", "noise=none.safetensors"},

@@ -27,8 +27,9 @@
 #define SVC_MAX_LIST 32
 
 typedef struct svc_gpu {
-    int index;               /* physical */
-    char bind[96], name[96]; /* value of CUDA_VISIBLE_DEVICES; what people call it */
+    int index;       /* physical */
+    char bind[2048]; /* value of CUDA_VISIBLE_DEVICES: one card, or several used together */
+    char name[96];   /* what people call it */
 } svc_gpu;
 
 typedef struct svc_options {

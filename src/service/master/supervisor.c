@@ -104,7 +104,7 @@ static void close_if(int fd) {
 static bool start(svc_worker *w) {
     svc_master *m = w->master;
     int pair[2];
-    char device[80];
+    char device[2100]; /* a list of UUIDs where cards are used together */
     union {
         const char *const *in;
         char *const *out;
