@@ -227,6 +227,53 @@ qie_status qie_file_write_atomic(const char *path, const void *data, size_t n, q
     return e ? qie_fail(err, QIE_E_IO, path, "cannot write '%s': %s", path, strerror(e)) : QIE_OK;
 }
 
+/* Give the unnamed file `fd` a name: at once where there is none, else by way of `tmp`, since a
+ * link cannot replace. Returns an errno. */
+static int name_file(int fd, const char *path, const char *tmp) {
+    char self[64];
+    snprintf(self, sizeof self, "/proc/self/fd/%d", fd);
+    if (linkat(AT_FDCWD, self, AT_FDCWD, path, AT_SYMLINK_FOLLOW) == 0)
+        return 0;
+    /* Another process may take tmp away or make it between the calls: then once more. */
+    for (int i = 0; i < 100 && errno == EEXIST; i++) {
+        if (linkat(AT_FDCWD, self, AT_FDCWD, tmp, AT_SYMLINK_FOLLOW) == 0) {
+            if (rename(tmp, path) == 0)
+                return 0;
+            if (errno == ENOENT)
+                errno = EEXIST;
+        } else if (errno == EEXIST)
+            unlink(tmp);
+        else
+            break;
+        if (errno == ENOENT)
+            errno = EEXIST;
+    }
+    return errno;
+}
+
+qie_status qie_file_write_note(const char *path, const void *data, size_t n, qie_error *err) {
+    char dir[PATH_MAX], tmp[PATH_MAX];
+    int len = snprintf(tmp, sizeof tmp, "%s.qwen-edit.tmp", path);
+    QIE_FAIL_IF(len < 0 || (size_t)len >= sizeof tmp, QIE_E_IO, err, path, "path '%s' is too long",
+                path);
+    snprintf(dir, sizeof dir, "%s", path);
+    char *slash = strrchr(dir, '/');
+    if (slash)
+        slash[slash == dir] = 0;
+    mode_t mask = umask(0);
+    umask(mask);
+    int fd = open(slash ? dir : ".", O_TMPFILE | O_WRONLY | O_CLOEXEC, 0666 & ~mask);
+    int e = fd < 0 ? errno : write_all(fd, data, n);
+    if (!e)
+        e = name_file(fd, path, tmp);
+    if (fd >= 0)
+        close(fd);
+    /* File systems without unnamed files, and without links (or without /proc). */
+    if (e == EOPNOTSUPP || e == EISDIR || e == ENOENT || e == EPERM || e == EINVAL)
+        return qie_file_write_atomic(path, data, n, err);
+    return e ? qie_fail(err, QIE_E_IO, path, "cannot write '%s': %s", path, strerror(e)) : QIE_OK;
+}
+
 qie_status qie_mkdirs(const char *path, qie_error *err) {
     char buf[PATH_MAX];
     QIE_FAIL_IF(strlen(path) >= sizeof buf, QIE_E_IO, err, path, "path '%s' is too long", path);

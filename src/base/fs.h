@@ -31,6 +31,11 @@ void qie_map_close(qie_map *m);
  * failure, and an existing file keeps its content. Symbolic links are followed. Errors: QIE_E_IO
  * naming the path and cause. */
 qie_status qie_file_write_atomic(const char *path, const void *data, size_t n, qie_error *err);
+/* The same for the notes of a cache: a process that is killed leaves nothing behind either (where
+ * the file system has files without a name), except `path`.qwen-edit.tmp for an instant, which the
+ * next writer takes away. Several processes may write the same note; links are not followed, and
+ * nothing waits for the disk. */
+qie_status qie_file_write_note(const char *path, const void *data, size_t n, qie_error *err);
 /* Fails early when `path` could not be written: folder missing or not writable, path is a folder.
  */
 qie_status qie_file_check_writable(const char *path, qie_error *err);

@@ -150,9 +150,10 @@ qie_status qie_hub_settings_read(char *const *endpoints, size_t n, qie_hub_setti
             "HF_HUB_DOWNLOAD_TIMEOUT is '%.40s', a number of seconds from 1 to 3600 is needed", t);
         out->stall_timeout_s = (int)v;
     }
-    static const char *const bundles[] = {"CURL_CA_BUNDLE", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"};
+    static const char *const bundles[] = {"SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"};
     for (size_t i = 0; i < 3 && !out->ca_bundle; i++)
-        out->ca_bundle = env_set(bundles[i]);
+        if ((out->ca_bundle = env_set(bundles[i])))
+            out->ca_origin = bundles[i];
     return read_token(out, err);
 }
 
@@ -209,15 +210,25 @@ static qie_status wait_s(const qie_hub_client *c, double seconds, qie_error *err
 
 /* ------------------------------------------------------------------ words */
 
-qie_status qie_hub_unreachable(const qie_endpoint *e, qie_http_end end, const char *why,
-                               qie_error *err) {
+static qie_status ask_for_password(const char *proxy, qie_error *err) {
+    return qie_fail(err, QIE_E_NETWORK, "HTTPS_PROXY",
+                    "the proxy %s wants a user name and a password, or other ones (407): write "
+                    "them into the variable that names it, http://USER:PASSWORD@HOST:PORT",
+                    proxy);
+}
+
+qie_status qie_hub_unreachable(const qie_hub_settings *s, const qie_endpoint *e, qie_http_end end,
+                               const char *why, qie_error *err) {
     char proxy[300];
     qie_http_proxy_for(e->url, proxy, sizeof proxy);
     if (end == QIE_HTTP_TLS)
         return qie_fail(err, QIE_E_NETWORK, "HF_ENDPOINT",
                         "no secure connection to %s: %s; if a proxy of your company signs the "
-                        "connections, name its certificate in SSL_CERT_FILE",
-                        e->url, why);
+                        "connections, name a file with its certificate in SSL_CERT_FILE%s%s%s",
+                        e->url, why, s->ca_origin ? " (now the certificates of " : "",
+                        s->ca_origin ? s->ca_origin : "", s->ca_origin ? " are used)" : "");
+    if (end == QIE_HTTP_PROXY_AUTH)
+        return ask_for_password(proxy, err);
     if (end == QIE_HTTP_NO_CONNECT)
         return qie_fail(
             err, QIE_E_NETWORK, "HF_ENDPOINT",
@@ -250,6 +261,11 @@ qie_status qie_hub_refusal(const qie_hub_settings *s, const qie_endpoint *e, con
             "%s answers 401 for %s: the repository does not exist there or is private; check "
             "the name, or set HF_TOKEN%s",
             e->url, repo, s->token[0] ? " to another token (the present one was refused)" : "");
+    if (reply->status == 407) {
+        char proxy[300];
+        qie_http_proxy_for(e->url, proxy, sizeof proxy);
+        return ask_for_password(proxy, err);
+    }
     if (reply->status == 404 || reply->status == 410) {
         if (!strcasecmp(reply->error_code, "RevisionNotFound"))
             return qie_fail(err, QIE_E_NOT_FOUND, "revision", "%s has no revision '%s' at %s", repo,
@@ -303,12 +319,12 @@ static qie_status ask(const qie_hub_client *c, const qie_endpoint *e, const qie_
         }
         /* A name that does not resolve, a refused port or a bad certificate will not heal in a
          * minute. */
-        bool hopeless = end == QIE_HTTP_TLS || (end == QIE_HTTP_NO_CONNECT && k >= 2) ||
-                        end == QIE_HTTP_REDIRECT;
+        bool hopeless = end == QIE_HTTP_TLS || end == QIE_HTTP_PROXY_AUTH ||
+                        (end == QIE_HTTP_NO_CONNECT && k >= 2) || end == QIE_HTTP_REDIRECT;
         if (hopeless || k + 1 >= c->max_tries) {
             if (end == QIE_HTTP_OK)
                 return QIE_OK;
-            return qie_hub_unreachable(e, end, why, err);
+            return qie_hub_unreachable(c->settings, e, end, why, err);
         }
         double s = qie_hub_backoff(k, end == QIE_HTTP_OK ? reply->retry_after_s : -1);
         if (broken)

@@ -32,7 +32,8 @@ typedef struct qie_hub_settings {
     bool offline;
     const char *offline_origin; /* "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"; NULL */
     int stall_timeout_s;        /* HF_HUB_DOWNLOAD_TIMEOUT, else 30 */
-    const char *ca_bundle;      /* CURL_CA_BUNDLE, SSL_CERT_FILE, REQUESTS_CA_BUNDLE; NULL */
+    const char *ca_bundle;      /* file of certificates in place of the system's; NULL */
+    const char *ca_origin;      /* "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"; NULL */
 } qie_hub_settings;
 
 /* `endpoints`: addresses given as flags (each may hold several, comma-separated), which win over
@@ -66,8 +67,8 @@ qie_status qie_hub_refusal(const qie_hub_settings *s, const qie_endpoint *e, con
                            const char *revision, const char *what, const qie_http_reply *reply,
                            qie_error *err);
 /* The text of an end that is no answer, with what to set. */
-qie_status qie_hub_unreachable(const qie_endpoint *e, qie_http_end end, const char *why,
-                               qie_error *err);
+qie_status qie_hub_unreachable(const qie_hub_settings *s, const qie_endpoint *e, qie_http_end end,
+                               const char *why, qie_error *err);
 
 /* The files of a revision (NULL: main) at one endpoint. Sizes and hashes that the list does not
  * tell are asked file by file. Errors: QIE_E_NETWORK, QIE_E_NOT_FOUND, QIE_E_DENIED, QIE_E_CORRUPT,

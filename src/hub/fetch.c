@@ -1,8 +1,9 @@
 /* How the work is divided: index 0 of one qie_parallel_for is the network loop (every connection,
  * all decisions, all writes), the others hash. A file belongs to the network until its last byte is
  * there; the hasher only reads below `prefix`, and bytes below it are never written again, so no
- * lock is held while either works. The state changes that cross over: COMPLETE (network -> hasher),
- * DONE and DAMAGED (hasher -> network).
+ * lock is held while either works. What has been written in order is handed over in memory, so that
+ * it need not be read back; a hasher that falls behind reads the file. The state changes that cross
+ * over: COMPLETE (network -> hasher), DONE and DAMAGED (hasher -> network).
  *
  * If the pool gives a single thread, the network loop ends when nothing is left to fetch, the
  * hashing follows, and qie_fetch_run starts another round for what was damaged. */
@@ -36,6 +37,16 @@
 /* Signed addresses live an hour or less. */
 #define URL_LIFETIME_S 600.0
 #define HASH_TRIES 5
+/* Pieces that may wait for the hashers: as much as stays in a processor's cache. */
+#define PIECES_MAX 32
+
+/* What one connection collects. */
+typedef struct qie_fetch_piece {
+    struct qie_fetch_piece *next;
+    int64_t at; /* in the file */
+    size_t n;
+    unsigned char data[BUFFER_BYTES];
+} piece;
 
 typedef struct conn {
     qie_fetch *f;
@@ -54,7 +65,7 @@ typedef struct conn {
     qie_status write_status;
     qie_error write_error;
     size_t fill;
-    unsigned char buffer[BUFFER_BYTES];
+    piece *piece;
 } conn;
 
 /* ------------------------------------------------------------------ words */
@@ -156,13 +167,91 @@ static void open_file(qie_fetch *f, qie_fetch_file *it) {
 
 /* ------------------------------------------------------------------ one connection */
 
+/* Memory for a piece; NULL when there is none. */
+static piece *piece_memory(qie_fetch *f) {
+    qie_mutex_lock(&f->mutex);
+    piece *p = f->spare;
+    if (p)
+        f->spare = p->next;
+    qie_mutex_unlock(&f->mutex);
+    return p ? p : malloc(sizeof *p);
+}
+
+/* The same, or NULL when enough waits for the hashers already. */
+static piece *piece_take(qie_fetch *f) {
+    qie_mutex_lock(&f->mutex);
+    bool may = f->n_pieces < PIECES_MAX;
+    qie_mutex_unlock(&f->mutex);
+    return may ? piece_memory(f) : NULL;
+}
+
+static void piece_give(qie_fetch *f, piece *p) {
+    if (!p)
+        return;
+    qie_mutex_lock(&f->mutex);
+    p->next = f->spare;
+    f->spare = p;
+    qie_mutex_unlock(&f->mutex);
+}
+
+/* The piece's bytes continue the file without a gap: to the hasher with them, if it keeps up. */
+static void hand_over(conn *c, int64_t at) {
+    qie_fetch *f = c->f;
+    piece *fresh = c->it->file->hash == QIE_HASH_NONE ? NULL : piece_take(f), *p = c->piece;
+    if (!fresh)
+        return;
+    p->at = at;
+    p->n = c->fill;
+    p->next = NULL;
+    qie_mutex_lock(&f->mutex);
+    if (c->it->pieces)
+        c->it->last_piece->next = p;
+    else
+        c->it->pieces = p;
+    c->it->last_piece = p;
+    f->n_pieces++;
+    qie_mutex_unlock(&f->mutex);
+    c->piece = fresh;
+}
+
+/* The next piece at or before `at` that reaches beyond it, and where the first one behind begins.
+ */
+static piece *piece_at(qie_fetch *f, qie_fetch_file *it, int64_t at, int64_t *until) {
+    piece *found = NULL;
+    qie_mutex_lock(&f->mutex);
+    while (it->pieces && !found && it->pieces->at <= at) {
+        piece *p = it->pieces;
+        it->pieces = p->next;
+        f->n_pieces--;
+        if (p->at + (int64_t)p->n > at)
+            found = p;
+        else {
+            p->next = f->spare;
+            f->spare = p;
+        }
+    }
+    *until = it->pieces ? it->pieces->at : INT64_MAX;
+    qie_mutex_unlock(&f->mutex);
+    return found;
+}
+
+static void pieces_drop(qie_fetch *f, qie_fetch_file *it) {
+    int64_t until;
+    piece_give(f, piece_at(f, it, INT64_MAX, &until));
+}
+
 static bool flush(conn *c) {
     if (c->write_status == QIE_OK && c->fill) {
+        qie_fetch_file *it = c->it;
+        int64_t at = c->at;
         c->write_status =
-            qie_partial_write(&c->it->part, c->at, c->buffer, c->fill, &c->write_error);
+            qie_partial_write(&it->part, at, c->piece->data, c->fill, &c->write_error);
         if (c->write_status == QIE_OK) {
+            bool next = atomic_load(&it->prefix) == at;
             c->at += (int64_t)c->fill;
-            publish_prefix(c->it);
+            if (next)
+                hand_over(c, at);
+            publish_prefix(it);
         }
     }
     c->fill = 0;
@@ -282,7 +371,7 @@ static bool on_body(void *arg, const void *data, size_t n) {
     c->got += (int64_t)n;
     while (n) {
         size_t take = BUFFER_BYTES - c->fill < n ? BUFFER_BYTES - c->fill : n;
-        memcpy(c->buffer + c->fill, p, take);
+        memcpy(c->piece->data + c->fill, p, take);
         c->fill += take;
         p += take;
         n -= take;
@@ -378,6 +467,12 @@ static void measure(qie_fetch *f, const conn *c) {
                                                          : (int64_t)claim;
 }
 
+static void conn_free(conn *c) {
+    if (c)
+        piece_give(c->f, c->piece);
+    free(c);
+}
+
 static void on_end(void *arg, const qie_http_reply *r, qie_http_end end, const char *text) {
     conn *c = arg;
     qie_fetch *f = c->f;
@@ -388,7 +483,7 @@ static void on_end(void *arg, const qie_http_reply *r, qie_http_end end, const c
     for (size_t i = c->i_from; i < c->i_to; i++)
         it->claimed[i] = 0;
     if (f->fatal.status) {
-        free(c);
+        conn_free(c);
         return;
     }
     measure(f, c);
@@ -424,13 +519,13 @@ static void on_end(void *arg, const qie_http_reply *r, qie_http_end end, const c
         } else {
             if (end == QIE_HTTP_OK)
                 end = QIE_HTTP_CUT;
-            qie_hub_unreachable(endpoint_of(f, c->endpoint), end, text, &it->cause);
+            qie_hub_unreachable(f->settings, endpoint_of(f, c->endpoint), end, text, &it->cause);
             if (c->direct)
                 it->url[0] = 0;
             count_failure(f, it, -1);
         }
     }
-    free(c);
+    conn_free(c);
     if (it->open && it->n_connections == 0 && atomic_load(&it->state) == QIE_FETCH_QUEUED &&
         atomic_load(&it->prefix) == it->file->size)
         atomic_store(&it->state, QIE_FETCH_COMPLETE);
@@ -480,13 +575,16 @@ static bool start_one(qie_fetch *f, qie_fetch_file *it) {
     int64_t at, end;
     if (!find_run(f, it, &i_from, &i_to, &at, &end))
         return false;
-    conn *c = malloc(sizeof *c);
-    if (!c) {
+    conn *c = calloc(1, sizeof *c);
+    if (c) {
+        c->f = f;
+        c->piece = piece_memory(f);
+    }
+    if (!c || !c->piece) {
+        conn_free(c);
         qie_fail(&f->fatal, QIE_E_NO_MEMORY, NULL, "out of memory");
         return false;
     }
-    memset(c, 0, offsetof(conn, buffer));
-    c->f = f;
     c->it = it;
     c->at = at;
     c->end = end;
@@ -515,7 +613,7 @@ static bool start_one(qie_fetch *f, qie_fetch_file *it) {
     };
     qie_error err = {0};
     if (qie_http_start(f->http, &q, &err) != QIE_OK) {
-        free(c);
+        conn_free(c);
         f->fatal = err;
         return false;
     }
@@ -541,6 +639,7 @@ static void schedule(qie_fetch *f) {
                 continue;
             }
             it->hashed = 0;
+            pieces_drop(f, it);
             it->seen_etag[0] = it->url[0] = 0;
             it->fetched_any = false;
             if (qie_partial_reset(&it->part, it->file->etag, &e) != QIE_OK) {
@@ -558,6 +657,7 @@ static void schedule(qie_fetch *f) {
                 continue;
             qie_error e = {0};
             it->restart = false;
+            pieces_drop(f, it);
             it->seen_etag[0] = 0;
             if (qie_partial_reset(&it->part, it->file->etag, &e) != QIE_OK) {
                 f->fatal = e;
@@ -705,12 +805,25 @@ static bool hash_some(qie_fetch *f, unsigned char *buffer, size_t cap) {
     if (!it)
         return false;
     qie_error e = {0};
-    int64_t upto = atomic_load(&it->prefix);
+    /* In this order: what is complete now has its last prefix already. */
     bool complete = atomic_load(&it->state) == QIE_FETCH_COMPLETE;
+    int64_t upto = atomic_load(&it->prefix);
     if (!it->hash && it->file->hash != QIE_HASH_NONE)
         qie_hash_create(it->file->hash, it->file->size, &it->hash, &e);
     while (it->hashed < upto && !atomic_load(&f->give_up)) {
-        size_t n = upto - it->hashed < (int64_t)cap ? (size_t)(upto - it->hashed) : cap;
+        int64_t until;
+        piece *p = piece_at(f, it, it->hashed, &until);
+        if (p) {
+            size_t skip = (size_t)(it->hashed - p->at);
+            if (it->hash)
+                qie_hash_update(it->hash, p->data + skip, p->n - skip);
+            it->hashed = p->at + (int64_t)p->n;
+            piece_give(f, p);
+            continue;
+        }
+        if (until > upto)
+            until = upto;
+        size_t n = until - it->hashed < (int64_t)cap ? (size_t)(until - it->hashed) : cap;
         ssize_t got = pread(it->part.fd, buffer, n, it->hashed);
         if (got < 0 && errno == EINTR)
             continue;
@@ -793,7 +906,14 @@ qie_status qie_fetch_run(qie_fetch *f, qie_error *err) {
 }
 
 void qie_fetch_release(qie_fetch *f) {
-    for (size_t i = 0; i < f->n_files; i++)
+    for (size_t i = 0; i < f->n_files; i++) {
+        pieces_drop(f, &f->files[i]);
         set_done(&f->files[i]);
+    }
+    for (piece *p = f->spare, *next; p; p = next) {
+        next = p->next;
+        free(p);
+    }
+    f->spare = NULL;
     qie_mutex_release(&f->mutex);
 }

@@ -48,6 +48,7 @@ typedef struct qie_fetch_file {
 
     _Atomic int64_t prefix; /* bytes without a gap: written by the network, read by the hasher */
     int64_t hashed;
+    struct qie_fetch_piece *pieces, *last_piece; /* written and still in memory, in order */
     qie_hash *hash;
     _Atomic bool hashing;
 } qie_fetch_file;
@@ -78,7 +79,9 @@ typedef struct qie_fetch {
     size_t n_hosts;
 
     /* private */
-    qie_mutex mutex;
+    qie_mutex mutex;               /* of hashing, pieces, spare */
+    struct qie_fetch_piece *spare; /* memory for pieces */
+    int n_pieces;                  /* in all queues */
     _Atomic bool network_done, give_up;
     _Atomic int n_hashers;
     int64_t claim_bytes, window_bytes;

@@ -640,9 +640,15 @@ static bool follow(qie_http *h, transfer *t, char *why, size_t why_n) {
 static qie_http_end classify(transfer *t, CURLcode code, char *why, size_t why_n) {
     const char *text = t->error[0] ? t->error : curl_easy_strerror(code);
     double connected = 0;
+    long tunnel = 0; /* the proxy's answer to CONNECT */
     char host[300];
     qie_http_origin(t->reply.url, host, sizeof host);
     snprintf(why, why_n, "%.120s: %.120s", host, text);
+    curl_easy_getinfo(t->easy, CURLINFO_HTTP_CONNECTCODE, &tunnel);
+    if (code != CURLE_OK && tunnel == 407)
+        return QIE_HTTP_PROXY_AUTH;
+    if (code != CURLE_OK && tunnel >= 300)
+        return QIE_HTTP_NO_CONNECT;
     switch ((int)code) {
     case CURLE_OK: return QIE_HTTP_OK;
     case CURLE_COULDNT_RESOLVE_HOST:

@@ -24,6 +24,7 @@ typedef enum qie_http_end {
     QIE_HTTP_OK = 0,     /* whole answer received; look at status */
     QIE_HTTP_NO_CONNECT, /* name not resolved, refused, unreachable, proxy */
     QIE_HTTP_TLS,        /* certificate or handshake */
+    QIE_HTTP_PROXY_AUTH, /* the proxy wants a password, or another one */
     QIE_HTTP_CUT,        /* connection lost before the end */
     QIE_HTTP_STALLED,    /* nothing for too long, or never an answer */
     QIE_HTTP_REDIRECT,   /* too many, or to something that is not http(s), or from https to http */

@@ -400,7 +400,7 @@ qie_status qie_hub_tree_write(const char *folder, const qie_hub_listing *l, qie_
     if (st == QIE_OK)
         st = qie_mkdirs(dir, err);
     if (st == QIE_OK)
-        st = qie_file_write_atomic(path, text, strlen(text), err);
+        st = qie_file_write_note(path, text, strlen(text), err);
     free(dir);
     free(path);
     free(text);

@@ -142,7 +142,7 @@ static qie_status make_places(const pull *p, qie_error *err) {
     QIE_TRY(qie_mkdirs(root, err));
     char *path = qie_path_join(root, "CACHEDIR.TAG");
     if (path && !qie_file_exists(path))
-        qie_file_write_atomic(path, tag, sizeof tag - 1, NULL);
+        qie_file_write_note(path, tag, sizeof tag - 1, NULL);
     free(path);
     if (!p->o->local_dir) {
         path = qie_path_join(p->repo_dir, "blobs");
@@ -153,7 +153,7 @@ static qie_status make_places(const pull *p, qie_error *err) {
     }
     path = qie_path_join(root, ".gitignore");
     if (path && !qie_file_exists(path))
-        qie_file_write_atomic(path, "*", 1, NULL);
+        qie_file_write_note(path, "*", 1, NULL);
     free(path);
     return QIE_OK;
 }
@@ -240,7 +240,7 @@ static qie_status metadata_write(const pull *p, const item *it, qie_error *err) 
                      (long long)now.tv_sec, now.tv_nsec / 1000);
     qie_status st = parent_dirs(path, err);
     if (st == QIE_OK)
-        st = qie_file_write_atomic(path, text, (size_t)n, err);
+        st = qie_file_write_note(path, text, (size_t)n, err);
     free(path);
     return st;
 }
@@ -560,7 +560,7 @@ static qie_status write_ref(const pull *p, qie_error *err) {
         strcmp((char *)old, p->list.commit)) {
         st = parent_dirs(path, err);
         if (st == QIE_OK)
-            st = qie_file_write_atomic(path, p->list.commit, strlen(p->list.commit), err);
+            st = qie_file_write_note(path, p->list.commit, strlen(p->list.commit), err);
     }
     free(old);
     free(path);
@@ -576,7 +576,7 @@ static qie_status write_local_notes(const pull *p, qie_error *err) {
     qie_json_put(o, "commit", qie_json_new_string(p->list.commit));
     char *text = qie_json_text(o, 0);
     qie_status st =
-        path && text ? qie_file_write_atomic(path, text, strlen(text), err) : no_memory(err);
+        path && text ? qie_file_write_note(path, text, strlen(text), err) : no_memory(err);
     free(text);
     qie_json_free(o);
     free(path);

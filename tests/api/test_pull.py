@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -39,9 +40,13 @@ def same(dir_, files):
             check(f.read() == data, "wrong content:", name)
 
 
+# Temporary names of notes: refs/main.a1B2c3
+UNNAMED = re.compile(r"(main|json|metadata|\.TAG|\.gitignore)\.[A-Za-z0-9]{6}$")
+
+
 def leftovers(folder):
     return [os.path.join(d, f) for d, _, fs in os.walk(folder) for f in fs
-            if "incomplete" in f or f.endswith((".link", ".copy", ".tmp"))]
+            if "incomplete" in f or f.endswith((".link", ".copy", ".tmp")) or UNNAMED.search(f)]
 
 
 def message(r):
