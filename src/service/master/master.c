@@ -1,6 +1,7 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
+#include <malloc.h>
 #include <netdb.h>
 #include <signal.h>
 #include <stdio.h>
@@ -210,6 +211,14 @@ static bool is_idle(const svc_master *m) {
     return true;
 }
 
+/* A request of megabytes must not leave its size behind: large blocks come from the kernel and go
+ * back to it, whatever came before, and few arenas keep what threads freed. */
+static void keep_memory_small(void) {
+    mallopt(M_ARENA_MAX, 2);
+    mallopt(M_MMAP_THRESHOLD, 128 << 10);
+    mallopt(M_TRIM_THRESHOLD, 256 << 10);
+}
+
 static void expired(svc_task *t) {
     free(t);
 }
@@ -244,6 +253,7 @@ static void run_loop(svc_master *m) {
             m->next_expiry_s =
                 now + (m->o.keep_s < EXPIRY_EVERY_S ? m->o.keep_s / 2 : EXPIRY_EVERY_S);
             expire(m);
+            malloc_trim(0);
         }
         if (period > 0 && now >= next_watchdog) {
             notify("WATCHDOG=1");
@@ -316,6 +326,7 @@ qie_status svc_master_run(const svc_options *options, qie_error *err) {
     m->start_s = qie_now_s();
     m->start_at = svc_clock();
     svc_log_start(options->log_json);
+    keep_memory_small();
     signal(SIGPIPE, SIG_IGN);
     sigemptyset(&set);
     sigaddset(&set, SIGTERM);
