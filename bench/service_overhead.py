@@ -114,8 +114,8 @@ def engine_rate(args, n, steps):
     jobs = os.path.join(folder, "jobs.jsonl")
     with open(jobs, "w") as f:
         for i in range(n):
-            f.write(json.dumps({"input": [PICTURE], "prompt": EDIT["prompt"], "seed": i, "steps": steps,
-                                "output": os.path.join(folder, f"{i}.png")}) + "\n")
+            f.write(json.dumps({"image": PICTURE, "prompt": EDIT["prompt"], "seed": i, "num_inference_steps": steps,
+                                "output_path": os.path.join(folder, f"{i}.png")}) + "\n")
     start = time.perf_counter()
     r = subprocess.run([args.program, "edit", "--model", "demo", "--threads", "1", "--quiet", "--batch", jobs],
                        capture_output=True, text=True)

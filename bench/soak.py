@@ -147,16 +147,19 @@ class Soak:
 
     def quiet_look(self):
         self.resting.set()
-        end = time.time() + 15
-        while time.time() < end:  # until the queue is empty and connections are closed
+        end = time.time() + 60
+        while time.time() < end:  # until the queue is empty, connections are closed and rows are swept
             time.sleep(1)
             text = self.call("GET", "/metrics")[1].decode()
             if "qwen_edit_queue_depth 0\n" in text and "qwen_edit_connections 1\n" in text and \
                     self.call("GET", "/health")[1]["workers"][0]["state"] == "ready":
                 break
-        seen = self.look()
+        looks = []
+        for _ in range(5):
+            time.sleep(0.2)
+            looks.append(self.look())
         self.resting.clear()
-        return seen
+        return tuple(min(values) for values in zip(*looks))
 
     def run(self):
         end = time.time() + 60
