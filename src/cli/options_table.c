@@ -484,7 +484,7 @@ const cli_option CLI_OPTIONS[OPT_COUNT] = {
                      .kind = CLI_INT,
                      .min = 1,
                      .max = 1000,
-                     .def = "10",
+                     .def = "16",
                      .help =
                          "tries of one request that brings nothing, before the next hub or the end",
                      .group = GROUP_HUB,

@@ -805,7 +805,7 @@ qie_status qie_pull(const qie_pull_options *options, qie_pull_result *out, qie_e
     umask(mask);
     p.mode = 0666 & ~(unsigned)mask;
     p.client.settings = options->settings;
-    p.client.max_tries = options->max_tries > 0 ? options->max_tries : 10;
+    p.client.max_tries = options->max_tries > 0 ? options->max_tries : 16;
     p.client.stop = stopped;
     p.client.stop_arg = &p;
     qie_status st = choose_places(&p, err);

@@ -43,7 +43,7 @@ typedef struct qie_pull_options {
     size_t n_exclude;
     const qie_hub_settings *settings;
     int jobs;      /* connections at once; 0: 8 */
-    int max_tries; /* of one request without a byte of progress; 0: 10 */
+    int max_tries; /* of one request without a byte of progress; 0: 16 */
     bool dry_run;
     bool recheck;            /* hash what is there, and fetch again what is damaged */
     bool (*stop)(void *arg); /* polled; true ends the pull with QIE_E_CANCELLED */
