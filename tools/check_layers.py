@@ -110,7 +110,7 @@ def main():
     for top in ("src", "include"):
         for base, _, names in os.walk(os.path.join(ROOT, top)):
             for name in sorted(names):
-                if not name.endswith((".c", ".h", ".cpp", ".cu")):
+                if not name.endswith((".c", ".h", ".hpp", ".cpp", ".cu", ".cuh")):
                     continue
                 path = os.path.join(base, name)
                 rel = os.path.relpath(path, ROOT)

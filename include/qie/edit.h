@@ -40,6 +40,10 @@ typedef struct qie_engine_options {
     int n_threads;           /* 0: half of the cores */
     const char *backend; /* NULL or "cpu": best kernels of this machine; "ref": plain C; "onednn" */
     int64_t memory_limit_bytes; /* ceiling of the working memory; 0: what the machine has free */
+    const char *device;         /* NULL or "cpu"; "cuda": GPUs, through the back end qie_cuda.so */
+    const char *gpus; /* physical indices or UUIDs with commas between; NULL: all that are visible */
+    int64_t gpu_headroom_bytes; /* left free on every GPU; default 6 GiB */
+    int64_t gpu_limit_bytes;    /* most that is taken of a GPU; 0: what is free */
 } qie_engine_options;
 qie_engine_options qie_engine_options_default(void);
 
@@ -58,6 +62,7 @@ typedef struct qie_engine_info {
     const char *precision;           /* "f32", "bf16" or "int8" */
     const char *activations;         /* "f32" or "bf16": what is kept between products */
     const char *backend;
+    const char *placement; /* on GPUs, once an edit was prepared; "" else */
     const char *cpu_level; /* "avx2", "avx512bf16", ... */
     int n_threads;
     int64_t n_parameters, weights_bytes;

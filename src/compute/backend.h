@@ -237,6 +237,8 @@ typedef struct qie_mem_ops {
     /* The first failure since the compute was created, if any; never forgotten when a device is
      * lost. Does not wait. */
     qie_status (*check)(qie_compute *c, qie_error *err);
+    /* Most that reserve could give, with as much streamed as can be. At least 1. */
+    int64_t (*room)(qie_compute *c);
     /* How it is placed, for people; lives as long as the compute. */
     const char *(*describe)(qie_compute *c);
 } qie_mem_ops;

@@ -11,7 +11,9 @@
 #include "base/parallel.h"
 #include "base/rng.h"
 #include "model/bench.h"
+#include "model/device.h"
 #include "model/pipeline.h"
+#include "plan/placement.h"
 #include "qie/edit.h"
 
 #ifndef QIE_VERSION
@@ -36,7 +38,8 @@ const char *qie_version(void) {
 }
 
 qie_engine_options qie_engine_options_default(void) {
-    qie_engine_options o = {0};
+    qie_engine_options o = {.gpu_headroom_bytes =
+                                (int64_t)(QIE_DEFAULT_HEADROOM_GIB * 1073741824.0)};
     return o;
 }
 
@@ -106,8 +109,11 @@ qie_status qie_engine_open(const qie_engine_options *options, qie_engine **out, 
     qie_compute_limits limits = qie_model_limits(&e->model.config);
     if (options->precision == QIE_PRECISION_INT8)
         limits.max_int8_k = 4ll * e->model.config.transformer.inner_dim;
-    QIE_TRY_GOTO(qie_compute_create(options->backend, thread_count(options->n_threads), &limits,
-                                    &e->compute, err));
+    if (options->device && !strcmp(options->device, "cuda"))
+        QIE_TRY_GOTO(qie_device_open(options, &e->model, &e->compute, err));
+    else
+        QIE_TRY_GOTO(qie_compute_create(options->backend, thread_count(options->n_threads), &limits,
+                                        &e->compute, err));
     bool bf16 = options->precision == QIE_PRECISION_BF16 ||
                 (options->precision != QIE_PRECISION_F32 && e->compute->bf16_native);
     e->act = bf16 ? QIE_BF16 : QIE_F32;
@@ -137,24 +143,26 @@ static const char *precision_name(const qie_engine *e) {
 
 void qie_engine_get_info(const qie_engine *e, qie_engine_info *info) {
     const qie_defaults_config *d = &e->model.config.defaults;
-    *info = (qie_engine_info){.model = e->path,
-                              .model_name = e->name,
-                              .is_demo = e->is_demo,
-                              .about_en = *d->about_en ? d->about_en : NULL,
-                              .about_zh = *d->about_zh ? d->about_zh : NULL,
-                              .precision = precision_name(e),
-                              .activations = e->act == QIE_BF16 ? "bf16" : "f32",
-                              .backend = e->compute->name,
-                              .cpu_level = qie_cpu_level_name(e->compute->level),
-                              .n_threads = e->compute->n_threads,
-                              .n_parameters = qie_model_parameters(&e->model),
-                              .weights_bytes = qie_model_weights_bytes(&e->model),
-                              .zero_cond_t = e->model.config.transformer.zero_cond_t,
-                              .num_inference_steps = d->num_inference_steps,
-                              .true_cfg_scale = d->true_cfg_scale,
-                              .keep_size = d->keep_size,
-                              .max_side = d->max_side,
-                              .ref_area = d->ref_area};
+    *info =
+        (qie_engine_info){.model = e->path,
+                          .model_name = e->name,
+                          .is_demo = e->is_demo,
+                          .about_en = *d->about_en ? d->about_en : NULL,
+                          .about_zh = *d->about_zh ? d->about_zh : NULL,
+                          .precision = precision_name(e),
+                          .activations = e->act == QIE_BF16 ? "bf16" : "f32",
+                          .backend = e->compute->name,
+                          .placement = e->compute->mem ? e->compute->mem->describe(e->compute) : "",
+                          .cpu_level = qie_cpu_level_name(e->compute->level),
+                          .n_threads = e->compute->n_threads,
+                          .n_parameters = qie_model_parameters(&e->model),
+                          .weights_bytes = qie_model_weights_bytes(&e->model),
+                          .zero_cond_t = e->model.config.transformer.zero_cond_t,
+                          .num_inference_steps = d->num_inference_steps,
+                          .true_cfg_scale = d->true_cfg_scale,
+                          .keep_size = d->keep_size,
+                          .max_side = d->max_side,
+                          .ref_area = d->ref_area};
 }
 
 void qie_engine_cancel(qie_engine *e) {
@@ -168,6 +176,10 @@ void qie_engine_reset_cancel(qie_engine *e) {
 /* What an edit may take: the caller's limit, else what is free now and what an earlier edit left in
  * our hands. */
 static int64_t limit_of(const qie_engine *e) {
+    if (e->compute->mem) {
+        int64_t room = e->compute->mem->room(e->compute);
+        return e->memory_limit > 0 && e->memory_limit < room ? e->memory_limit : room;
+    }
     if (e->memory_limit > 0)
         return e->memory_limit;
     int64_t held = e->arena ? (int64_t)qie_arena_peak(e->arena) : 0;

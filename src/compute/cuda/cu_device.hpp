@@ -1,0 +1,97 @@
+/* The dialect that our kernels are written in: blocks, threads, shared memory, shuffles, barriers
+ * and matrix products of a warp. With nvcc these are the hardware's; with any other compiler
+ * tests/cuda/emulate.h runs the same code on the CPU, one fiber a thread. */
+#ifndef QIE_COMPUTE_CUDA_CU_DEVICE_HPP
+#define QIE_COMPUTE_CUDA_CU_DEVICE_HPP
+
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#include "compute/cuda/cu_c.hpp"
+#include "compute/cuda/cu_rt.h"
+
+#ifdef __CUDACC__
+#include "compute/cuda/cu_native.cuh"
+#else
+#include <emulate.hpp> /* tests/cuda */
+#endif
+
+/* ---- numbers; host versions of the bf16 conversions are those of base/dtype.h */
+
+typedef uint16_t cu_bf16;
+
+CU_INLINE float cu_bf16_to_f32(cu_bf16 h) {
+    return cu_bits_f32((uint32_t)h << 16);
+}
+CU_INLINE cu_bf16 cu_f32_to_bf16(float f) {
+    uint32_t u = cu_f32_bits(f);
+    if ((u & 0x7fffffffu) > 0x7f800000u)
+        return (cu_bf16)((u >> 16) | 0x40u);
+    return (cu_bf16)((u + 0x7fffu + ((u >> 16) & 1u)) >> 16);
+}
+CU_INLINE uint32_t cu_pack_bf16(float lo, float hi) {
+    return (uint32_t)cu_f32_to_bf16(lo) | (uint32_t)cu_f32_to_bf16(hi) << 16;
+}
+
+/* Element i of a row of plain floating values, and its store. */
+template <typename T> struct cu_num;
+template <> struct cu_num<float> {
+    static CU_INLINE float get(const float *p) {
+        return *p;
+    }
+    static CU_INLINE void put(float *p, float v) {
+        *p = v;
+    }
+};
+template <> struct cu_num<cu_bf16> {
+    static CU_INLINE float get(const cu_bf16 *p) {
+        return cu_bf16_to_f32(*p);
+    }
+    static CU_INLINE void put(cu_bf16 *p, float v) {
+        *p = cu_f32_to_bf16(v);
+    }
+};
+CU_INLINE float cu_f16_to_f32(uint16_t h) {
+    uint32_t sign = (uint32_t)(h & 0x8000u) << 16, e = (uint32_t)(h >> 10) & 31u, m = h & 0x3ffu;
+    if (e == 31)
+        return cu_bits_f32(sign | 0x7f800000u | (m << 13));
+    if (e)
+        return cu_bits_f32(sign | ((e + 112) << 23) | (m << 13));
+    float f = (float)m * 5.9604644775390625e-8f; /* 2^-24: subnormal step of binary16 */
+    return sign ? -f : f;
+}
+/* Parameters come in any plain type. */
+CU_INLINE float cu_load(const void *p, int dtype, int64_t i) {
+    if (dtype == QIE_F32)
+        return ((const float *)p)[i];
+    uint16_t h = ((const uint16_t *)p)[i];
+    return dtype == QIE_BF16 ? cu_bf16_to_f32(h) : cu_f16_to_f32(h);
+}
+
+CU_INLINE float cu_silu(float v) {
+    return v / (1.0f + expf(-v));
+}
+CU_INLINE float cu_act(int act, float v) { /* qie_act */
+    if (act == 1)
+        return cu_silu(v);
+    if (act == 2)
+        return 0.5f * v * (1.0f + tanhf(0.7978845608028654f * (v + 0.044715f * v * v * v)));
+    if (act == 3)
+        return 0.5f * v * (1.0f + erff(v * 0.70710678118654752f));
+    return v;
+}
+
+/* Sum over the 32 lanes, the same in all of them: always added in the same order. */
+CU_INLINE float cu_warp_sum(float v) {
+    for (int m = 16; m; m >>= 1)
+        v += cu_shfl_xor(v, m);
+    return v;
+}
+CU_INLINE float cu_warp_max(float v) {
+    for (int m = 16; m; m >>= 1)
+        v = fmaxf(v, cu_shfl_xor(v, m));
+    return v;
+}
+
+#endif

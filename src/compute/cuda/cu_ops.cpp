@@ -1,0 +1,389 @@
+/* The operations on the cards: products through the libraries, the rest in our own kernels. */
+#include <stdio.h>
+#include <string.h>
+
+#include "compute/cuda/cu_kernels.hpp"
+#include "compute/cuda/cu_state.hpp"
+
+static qie_mat here(const cu_backend *b, qie_mat m) {
+    m.data = cu_here(b, b->current, m.data);
+    return m;
+}
+static qie_fmap here_map(const cu_backend *b, qie_fmap f) {
+    f.data = cu_here(b, b->current, f.data);
+    return f;
+}
+static const float *here_f32(const cu_backend *b, const float *p) {
+    return (const float *)cu_here(b, b->current, p);
+}
+static qie_vec vec_here(cu_backend *b, qie_vec v) {
+    v.data = v.data ? cu_weight_at(b, v.data, (size_t)v.n * qie_dtype_size(v.dtype)) : NULL;
+    return v;
+}
+static size_t wmat_bytes(const qie_wmat *w) {
+    return (size_t)w->n * qie_dtype_row_bytes(w->dtype, w->k);
+}
+
+/* A weight as this card can read it: its place in a group, or copied to `spill`. */
+static bool wmat_here(cu_backend *b, qie_wmat *w, unsigned char *spill, size_t spill_bytes) {
+    if (w->scale)
+        w->scale = (const float *)cu_weight_at(b, w->scale, sizeof(float) * (size_t)w->n_scale);
+    const void *host = w->data;
+    size_t n = wmat_bytes(w);
+    w->data = cu_held(b, host, n);
+    if (w->data || b->failed)
+        return w->data != NULL;
+    if (n > spill_bytes) {
+        cu_good(b, b->current, cu_fail(CU_FAILED, "a weight outside the model is too large"));
+        return false;
+    }
+    cu_send(b, b->current, b->cards[b->current].compute, spill, host, n);
+    w->data = spill;
+    return !b->failed;
+}
+
+static bool gemm(cu_backend *b, const qie_cu_gemm_args *a) {
+    cu_card *d = &b->cards[b->current];
+    if (qie_cu_gemm(d->libs, d->compute, a))
+        return true;
+    char text[128];
+    snprintf(text, sizeof text, "no matrix product of %lld x %lld x %lld (%s)", (long long)a->m,
+             (long long)a->n, (long long)a->k, qie_dtype_name(a->type));
+    return cu_good(b, b->current, cu_fail(CU_FAILED, text));
+}
+
+/* Rows [n0, n0 + n) of a weight as an operand of type `type`: in place, or converted to `panel`. */
+static const void *operand(cu_backend *b, const qie_wmat *w, int64_t n0, int64_t n, qie_dtype type,
+                           void *panel) {
+    const unsigned char *p = (const unsigned char *)w->data;
+    if (w->dtype == type && !w->scale) {
+        p += (size_t)(n0 * w->k) * qie_dtype_size(type);
+        if ((uintptr_t)p % 16 == 0)
+            return p;
+    }
+    cu_k_dequantize(b->cards[b->current].compute, *w, n0, n, panel, type);
+    return panel;
+}
+
+/* One piece of a linear layer: rows of x against rows [n0, n0 + n) of the weight. */
+typedef struct piece {
+    cu_backend *b;
+    cu_card *d;
+    const qie_linear_args *a; /* with the addresses of this card */
+    qie_dtype type;
+    bool plain; /* the product is the result: written where it goes */
+    int64_t r0, m, n0, n;
+    const void *w;
+} piece;
+
+static void *offset(const void *p, int64_t elements, qie_dtype type) {
+    return (unsigned char *)(uintptr_t)p + elements * (int64_t)qie_dtype_size(type);
+}
+
+/* y += scale (x down^T) up^T */
+static bool add_lowrank(const piece *p, const qie_lowrank *l, void *y, int64_t ldy) {
+    cu_backend *b = p->b;
+    size_t size = qie_dtype_size(p->type), third = b->low_bytes / 4 / CU_ALIGN * CU_ALIGN;
+    unsigned char *raw = p->d->low, *op = raw + third, *t = op + third;
+    int64_t rank = l->down.n;
+    qie_wmat down = l->down, up = l->up;
+    if ((size_t)(rank * down.k) * size > third || (size_t)(p->n * rank) * size > third ||
+        (size_t)(p->m * rank) * size > 2 * third)
+        return cu_good(b, b->current, cu_fail(CU_FAILED, "the rank of a LoRA is too large"));
+    if (!wmat_here(b, &down, raw, third))
+        return false;
+    const void *w = operand(b, &down, 0, rank, p->type, op);
+    qie_cu_gemm_args g = {p->m,       rank,
+                          down.k,     offset(p->a->x.data, p->r0 * p->a->x.ld, p->type),
+                          w,          t,
+                          p->a->x.ld, down.k,
+                          rank,       p->type,
+                          p->type,    1,
+                          0,          QIE_CU_EPI_NONE,
+                          NULL,       NULL,
+                          NULL,       p->d->libs_space};
+    if (!gemm(b, &g) || !wmat_here(b, &up, raw, third))
+        return false;
+    g.n = p->n;
+    g.k = rank;
+    g.x = t;
+    g.ldx = rank;
+    g.w = operand(b, &up, p->n0, p->n, p->type, op);
+    g.ldw = rank;
+    g.y = y;
+    g.ldy = ldy;
+    g.alpha = l->scale;
+    g.beta = 1;
+    return gemm(b, &g);
+}
+
+static bool run_piece(const piece *p) {
+    const qie_linear_args *a = p->a;
+    cu_backend *b = p->b;
+    void *to = offset(a->dst.data, p->r0 * a->dst.ld + p->n0, a->dst.dtype);
+    void *y = p->plain ? to : p->d->product;
+    int64_t ldy = p->plain ? a->dst.ld : p->n;
+    bool gelu = p->plain && a->act == QIE_ACT_GELU_TANH, bias = p->plain && a->bias.data;
+    qie_cu_gemm_args g = {p->m,
+                          p->n,
+                          a->w.k,
+                          offset(a->x.data, p->r0 * a->x.ld, p->type),
+                          p->w,
+                          y,
+                          a->x.ld,
+                          a->w.k,
+                          ldy,
+                          p->type,
+                          p->type,
+                          1,
+                          0,
+                          gelu   ? (bias ? QIE_CU_EPI_BIAS_GELU_TANH : QIE_CU_EPI_GELU_TANH)
+                          : bias ? QIE_CU_EPI_BIAS
+                                 : QIE_CU_EPI_NONE,
+                          bias ? offset(a->bias.data, p->n0, a->bias.dtype) : NULL,
+                          NULL,
+                          NULL,
+                          p->d->libs_space};
+    if (!gemm(b, &g))
+        return false;
+    for (size_t i = 0; i < a->n_lowrank; i++)
+        if (!add_lowrank(p, &a->lowrank[i], y, ldy))
+            return false;
+    if (p->plain)
+        return true;
+    qie_vec bv = a->bias;
+    if (bv.data)
+        bv.data = offset(bv.data, p->n0, bv.dtype);
+    qie_mat dst = a->dst;
+    dst.data = to;
+    dst.rows = p->m;
+    dst.cols = p->n;
+    cu_epilogue_args e;
+    memset(&e, 0, sizeof e);
+    e.y = y;
+    e.y_type = p->type;
+    e.m = p->m;
+    e.n = p->n;
+    e.bias = bv;
+    e.act = a->act;
+    e.store = a->store;
+    for (int i = 0; i < 2; i++)
+        e.gate[i] = a->gate[i] ? a->gate[i] + p->n0 : NULL;
+    e.split = a->split - p->r0;
+    e.dst = dst;
+    cu_k_epilogue(p->d->compute, &e);
+    return true;
+}
+
+static void op_linear(qie_compute *c, const qie_linear_args *args) {
+    cu_backend *b = cu_of(c);
+    cu_card *d = cu_ready(b);
+    if (!d || args->x.rows < 1)
+        return;
+    qie_linear_args a = *args;
+    a.x = here(b, a.x);
+    a.dst = here(b, a.dst);
+    for (int i = 0; i < 2; i++)
+        a.gate[i] = here_f32(b, a.gate[i]);
+    a.bias = vec_here(b, a.bias);
+    if (!wmat_here(b, &a.w, d->low, b->low_bytes) || b->failed)
+        return;
+    piece p;
+    memset(&p, 0, sizeof p);
+    p.b = b;
+    p.d = d;
+    p.a = &a;
+    p.type = a.x.dtype == QIE_BF16 ? QIE_BF16 : QIE_F32;
+    p.plain = a.store == QIE_STORE_SET && a.dst.dtype == p.type && !a.n_lowrank &&
+              (a.act == QIE_ACT_NONE || a.act == QIE_ACT_GELU_TANH) &&
+              (!a.bias.data || a.bias.dtype == p.type);
+    size_t size = qie_dtype_size(p.type);
+    int64_t panel = a.w.n;
+    if (a.w.dtype != p.type || a.w.scale || (uintptr_t)a.w.data % 16) {
+        panel = (int64_t)(b->panel_bytes / size) / a.w.k / 16 * 16;
+        panel = panel < a.w.n ? panel : a.w.n;
+    }
+    int64_t most = (int64_t)(b->product_bytes / size);
+    if (!p.plain && panel > most)
+        panel = most / 16 * 16;
+    for (p.n0 = 0; p.n0 < a.w.n; p.n0 += panel) {
+        p.n = a.w.n - p.n0 < panel ? a.w.n - p.n0 : panel;
+        p.w = operand(b, &a.w, p.n0, p.n, p.type, d->panel);
+        int64_t rows = p.plain ? a.x.rows : most / p.n;
+        for (p.r0 = 0; p.r0 < a.x.rows; p.r0 += rows) {
+            p.m = a.x.rows - p.r0 < rows ? a.x.rows - p.r0 : rows;
+            if (!run_piece(&p))
+                return;
+        }
+    }
+}
+
+static void op_rms_norm(qie_compute *c, qie_mat x, qie_vec w, float eps, qie_mat dst) {
+    cu_backend *b = cu_of(c);
+    cu_card *d = cu_ready(b);
+    if (!d)
+        return;
+    w = vec_here(b, w);
+    if (!b->failed)
+        cu_k_rms_norm(d->compute, here(b, x), w, eps, here(b, dst));
+}
+
+static void op_layer_norm(qie_compute *c, const qie_layer_norm_args *args) {
+    cu_backend *b = cu_of(c);
+    cu_card *d = cu_ready(b);
+    if (!d)
+        return;
+    qie_layer_norm_args a = *args;
+    a.x = here(b, a.x);
+    a.dst = here(b, a.dst);
+    for (int i = 0; i < 2; i++) {
+        a.scale[i] = here_f32(b, a.scale[i]);
+        a.shift[i] = here_f32(b, a.shift[i]);
+    }
+    cu_k_layer_norm(d->compute, &a);
+}
+
+static void op_qk_norm_rope(qie_compute *c, const qie_qk_norm_rope_args *args) {
+    cu_backend *b = cu_of(c);
+    cu_card *d = cu_ready(b);
+    if (!d)
+        return;
+    qie_qk_norm_rope_args a = *args;
+    a.x = here(b, a.x);
+    a.norm = vec_here(b, a.norm);
+    a.cos = here_f32(b, a.cos);
+    a.sin = here_f32(b, a.sin);
+    if (!b->failed)
+        cu_k_qk_norm_rope(d->compute, &a);
+}
+
+static void op_attention(qie_compute *c, const qie_attention_args *args) {
+    cu_backend *b = cu_of(c);
+    cu_card *d = cu_ready(b);
+    if (!d || args->q.rows < 1)
+        return;
+    qie_attention_args a = *args;
+    a.q = here(b, a.q);
+    a.k = here(b, a.k);
+    a.v = here(b, a.v);
+    a.dst = here(b, a.dst);
+    const int64_t *bounds = NULL;
+    if (a.segments && a.n_segments > 1) {
+        bounds = (const int64_t *)cu_small(b, a.segments, sizeof(int64_t) * (a.n_segments + 1));
+        if (!bounds)
+            return;
+    }
+    if (!qie_cu_sdpa(d->libs, d->compute, &a, bounds, d->libs_space))
+        cu_k_attention(d->compute, &a, bounds);
+}
+
+static void op_conv2d(qie_compute *c, const qie_conv2d_args *args) {
+    cu_backend *b = cu_of(c);
+    cu_card *d = cu_ready(b);
+    if (!d)
+        return;
+    qie_conv2d_args a = *args;
+    a.x = here_map(b, a.x);
+    a.dst = here_map(b, a.dst);
+    a.residual = here_map(b, a.residual);
+    a.bias = vec_here(b, a.bias);
+    size_t n = (size_t)a.w.out * (size_t)a.w.in * (size_t)(a.w.kt * a.w.kh * a.w.kw);
+    a.w.data = cu_weight_at(b, a.w.data, n * qie_dtype_size(a.w.dtype));
+    if (b->failed || !a.w.data)
+        return;
+    cu_k_conv_weights(d->compute, a.w, d->panel, a.x.dtype);
+    if (!qie_cu_conv(d->libs, d->compute, &a, d->panel, d->libs_space))
+        cu_k_conv2d(d->compute, &a, d->panel);
+}
+
+static void op_channel_norm(qie_compute *c, qie_fmap x, qie_vec gamma, bool silu, qie_fmap dst) {
+    cu_backend *b = cu_of(c);
+    cu_card *d = cu_ready(b);
+    if (!d)
+        return;
+    gamma = vec_here(b, gamma);
+    if (!b->failed)
+        cu_k_channel_norm(d->compute, here_map(b, x), gamma, silu, here_map(b, dst));
+}
+
+/* The table is the largest tensor of all and a few hundred of its rows are read: they are gathered
+ * by the host. */
+static void op_embed(qie_compute *c, qie_wmat table, const int32_t *ids, qie_mat dst) {
+    cu_backend *b = cu_of(c);
+    cu_card *d = cu_ready(b);
+    if (!d)
+        return;
+    dst = here(b, dst);
+    size_t row = qie_dtype_row_bytes(table.dtype, table.k);
+    int64_t some = (int64_t)(b->low_bytes / row);
+    some = some < (int64_t)(b->panel_bytes / 4) / table.k ? some
+                                                          : (int64_t)(b->panel_bytes / 4) / table.k;
+    for (int64_t r0 = 0; r0 < dst.rows && !b->failed; r0 += some) {
+        int64_t n = dst.rows - r0 < some ? dst.rows - r0 : some;
+        cu_send_rows(b, d->low, table.data, row, ids + r0, n);
+        qie_wmat part = table;
+        part.data = d->low;
+        part.n = n;
+        part.scale = NULL; /* of single rows: no file has it */
+        part.n_scale = 0;
+        cu_k_dequantize(d->compute, part, 0, n, d->panel, QIE_F32);
+        cu_k_convert(d->compute, qie_mat_make(d->panel, QIE_F32, n, table.k),
+                     qie_mat_rows(dst, r0, n));
+    }
+}
+
+static void op_convert(qie_compute *c, qie_mat src, qie_mat dst) {
+    cu_backend *b = cu_of(c);
+    if (cu_card *d = cu_ready(b))
+        cu_k_convert(d->compute, here(b, src), here(b, dst));
+}
+
+static void op_cfg_combine(qie_compute *c, const float *cond, const float *uncond, float scale,
+                           int64_t rows, int64_t cols, float *v) {
+    cu_backend *b = cu_of(c);
+    if (cu_card *d = cu_ready(b))
+        cu_k_cfg_combine(d->compute, here_f32(b, cond), here_f32(b, uncond), scale, rows, cols,
+                         (float *)cu_here(b, b->current, v));
+}
+
+static void op_axpy(qie_compute *c, float a, const float *x, float *y, int64_t n) {
+    cu_backend *b = cu_of(c);
+    if (cu_card *d = cu_ready(b))
+        cu_k_axpy(d->compute, a, here_f32(b, x), (float *)cu_here(b, b->current, y), n);
+}
+
+static bool op_all_finite(qie_compute *c, const float *v, int64_t n) {
+    cu_backend *b = cu_of(c);
+    cu_card *d = cu_ready(b);
+    unsigned flag = 0;
+    unsigned *at = d ? (unsigned *)cu_small(b, &flag, sizeof flag) : NULL;
+    if (!at)
+        return true; /* the failure itself is told by check */
+    cu_k_find_bad(d->compute, here_f32(b, v), n, at);
+    cu_receive(b, &flag, at, sizeof flag);
+    return !flag;
+}
+
+static void op_copy(qie_compute *c, void *dst, const void *src, size_t n) {
+    cu_backend *b = cu_of(c);
+    cu_card *d = cu_ready(b);
+    if (d && n)
+        cu_good(b, b->current,
+                cu_copy(d->compute, cu_here(b, b->current, dst), cu_here(b, b->current, src), n));
+}
+
+void cu_ops_fill(qie_ops *ops) {
+    ops->linear = op_linear;
+    ops->rms_norm = op_rms_norm;
+    ops->layer_norm = op_layer_norm;
+    ops->qk_norm_rope = op_qk_norm_rope;
+    ops->attention = op_attention;
+    ops->conv2d = op_conv2d;
+    ops->channel_norm = op_channel_norm;
+    ops->embed = op_embed;
+    ops->convert = op_convert;
+    ops->cfg_combine = op_cfg_combine;
+    ops->axpy = op_axpy;
+    ops->all_finite = op_all_finite;
+    ops->copy = op_copy;
+}

@@ -1,0 +1,51 @@
+/* The double of the CUDA runtime: how a test sets it up and what it tells. Exported by
+ * qie_cuda_double.so, which also reads QIE_CUDA_DOUBLE ("devices=2,memory=64,seed=3": memory in
+ * MiB, one number or one a device with ':' between). */
+#ifndef TESTS_CUDA_DOUBLE_H
+#define TESTS_CUDA_DOUBLE_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define CU_DOUBLE_DEVICES 8
+
+typedef struct cu_double_options {
+    int n_devices;
+    size_t memory[CU_DOUBLE_DEVICES]; /* bytes */
+    int cc_major, cc_minor;
+    uint64_t seed;      /* of the order of work */
+    int64_t fail_alloc; /* the N-th device allocation fails for want of memory, 1 based; 0: none */
+    int64_t fail_host;  /* the same for pinned host memory */
+    int64_t lose_at;    /* the device is lost when the N-th piece of work runs */
+    int64_t drop_wait;  /* the N-th wait for an event is forgotten */
+} cu_double_options;
+
+typedef struct cu_double_stats {
+    int64_t allocs, host_allocs, works, waits, copies_in_bytes, copies_peer_bytes;
+    size_t live[CU_DOUBLE_DEVICES], peak[CU_DOUBLE_DEVICES], host_live;
+    int64_t works_of[CU_DOUBLE_DEVICES];
+} cu_double_stats;
+
+/* Forgets everything of before; nothing may be live. */
+__attribute__((visibility("default"))) void cu_double_configure(const cu_double_options *o);
+__attribute__((visibility("default"))) cu_double_options cu_double_options_default(void);
+__attribute__((visibility("default"))) cu_double_stats cu_double_stats_get(void);
+
+#ifdef __cplusplus
+}
+#include <functional>
+
+#include "compute/cuda/cu_rt.h"
+/* Queue work of the libraries' double; the ranges are checked to be live memory of the device. */
+struct cu_double_range {
+    const void *data;
+    size_t n;
+};
+void cu_double_queue(cu_stream s, std::function<void()> work, const cu_double_range *ranges,
+                     int n_ranges);
+#endif
+#endif

@@ -1,0 +1,407 @@
+/* Every kernel of ours, run thread by thread on the CPU, against the plain C of its operation: odd
+ * sizes, rows that are no multiple of a tile, all types. Bounds: F32 results differ by the order of
+ * sums only; BF16 ones by one rounding of the result and, in attention, of the weights. */
+#include <stdlib.h>
+
+#include <functional>
+#include <vector>
+
+#include "qtest.h"
+
+extern "C" {
+#include "compute/cpu/ref.h"
+}
+#include "compute/cuda/cu_blocks.hpp"
+#include "compute/cuda/cu_kernels.hpp"
+#include "double.h"
+
+static const double F32 = 1e-11, B16 = 1e-5; /* NMSE; bf16: 2^-9 relative, squared, with room */
+
+static uint64_t dice = 1;
+static float rnd() {
+    float s = 0;
+    for (int i = 0; i < 4; i++) {
+        dice = dice * 6364136223846793005ull + 1442695040888963407ull;
+        s += (float)(dice >> 48) / 65536.0f - 0.5f;
+    }
+    return s * 1.7320508f;
+}
+
+/* A buffer with a pattern behind it that nobody may touch. */
+struct buf {
+    std::vector<unsigned char> bytes;
+    size_t n;
+    qie_dtype type;
+    buf(qie_dtype t, size_t count, float scale = 1)
+        : bytes(count * qie_dtype_size(t) + 64), type(t) {
+        n = count;
+        for (size_t i = 0; i < n; i++)
+            put(i, rnd() * scale);
+        memset(&bytes[n * qie_dtype_size(t)], 0xa5, 64);
+    }
+    void put(size_t i, float v) {
+        if (type == QIE_F16) {
+            uint16_t h = qie_f32_to_f16(v);
+            memcpy(&bytes[2 * i], &h, 2);
+        } else
+            qie_ref_store(bytes.data(), type, (int64_t)i, v);
+    }
+    void *data() {
+        return bytes.data();
+    }
+    bool guarded() const {
+        for (size_t i = 0; i < 64; i++)
+            if (bytes[n * qie_dtype_size(type) + i] != 0xa5)
+                return false;
+        return true;
+    }
+};
+
+static double nmse(const buf &a, const buf &b) {
+    double num = 0, den = 0;
+    for (size_t i = 0; i < a.n; i++) {
+        double x = (double)qie_ref_load(a.bytes.data(), a.type, (int64_t)i);
+        double y = (double)qie_ref_load(b.bytes.data(), b.type, (int64_t)i);
+        if (!std::isfinite(x))
+            return INFINITY;
+        num += (x - y) * (x - y);
+        den += y * y;
+    }
+    return den > 0 ? num / den : num;
+}
+
+static double bound(qie_dtype t) {
+    return t == QIE_BF16 ? B16 : F32;
+}
+
+static qie_compute reference() {
+    qie_compute c = {};
+    c.n_threads = 2;
+    qie_ref_fill(&c.ops);
+    return c;
+}
+
+/* Launches are queued on a stream of the double; its memory is not needed for plain pointers. */
+static void run(const std::function<void(cu_stream)> &f) {
+    cu_stream s;
+    if (cu_stream_create(0, &s) != CU_OK)
+        abort();
+    f(s);
+    if (cu_stream_sync(s) != CU_OK)
+        abort();
+    cu_stream_destroy(s);
+}
+
+static const qie_dtype ACT[2] = {QIE_F32, QIE_BF16};
+static const qie_dtype PARAM[3] = {QIE_F32, QIE_BF16, QIE_F16};
+static const int64_t ROWS[] = {1, 7, 33}, COLS[] = {2, 31, 64, 130};
+
+QTEST(test_cuda_kernels_layer_norm_equals_plain_c) {
+    qie_compute c = reference();
+    for (int64_t rows : ROWS)
+        for (int64_t cols : COLS)
+            for (int form = 0; form < 4; form++) {
+                qie_dtype t = ACT[form & 1];
+                int64_t ld = cols + 3;
+                buf x(QIE_F32, (size_t)(rows * ld)), p(QIE_F32, (size_t)(4 * cols), 0.5f);
+                buf a(t, (size_t)(rows * ld)), b = a;
+                const float *f = (const float *)p.data();
+                qie_layer_norm_args g = {};
+                g.x = {x.data(), QIE_F32, rows, cols, ld};
+                if (form & 2)
+                    for (int i = 0; i < 2; i++) {
+                        g.scale[i] = f + i * cols;
+                        g.shift[i] = f + (2 + i) * cols;
+                    }
+                g.split = rows / 2;
+                g.eps = 1e-6f;
+                g.dst = {a.data(), t, rows, cols, ld};
+                c.ops.layer_norm(&c, &g);
+                g.dst.data = b.data();
+                run([&](cu_stream s) { cu_k_layer_norm(s, &g); });
+                ASSERT_LE(nmse(b, a), bound(t));
+                ASSERT(b.guarded());
+            }
+}
+
+QTEST(test_cuda_kernels_rms_norm_equals_plain_c) {
+    qie_compute c = reference();
+    for (int64_t rows : ROWS)
+        for (int64_t cols : COLS)
+            for (int form = 0; form < 12; form++) {
+                qie_dtype tx = ACT[form & 1], td = ACT[form >> 1 & 1], tw = PARAM[form / 4];
+                buf x(tx, (size_t)(rows * cols)), w(tw, (size_t)cols), a(td, (size_t)(rows * cols)),
+                    b = a;
+                qie_vec v = {form == 5 ? NULL : w.data(), tw, cols};
+                qie_mat mx = qie_mat_make(x.data(), tx, rows, cols);
+                c.ops.rms_norm(&c, mx, v, 1e-6f, qie_mat_make(a.data(), td, rows, cols));
+                run([&](cu_stream s) {
+                    cu_k_rms_norm(s, mx, v, 1e-6f, qie_mat_make(b.data(), td, rows, cols));
+                });
+                ASSERT_LE(nmse(b, a), bound(td));
+                ASSERT(b.guarded());
+            }
+}
+
+QTEST(test_cuda_kernels_qk_norm_rope_equals_plain_c) {
+    qie_compute c = reference();
+    const int dims[] = {2, 32, 80, 128};
+    for (int64_t rows : ROWS)
+        for (int d : dims)
+            for (int form = 0; form < 16; form++) {
+                int heads = 3;
+                qie_dtype t = ACT[form & 1], tw = PARAM[form % 3];
+                int64_t ld = (int64_t)heads * d * 2;
+                buf a(t, (size_t)(rows * ld)), b = a, w(tw, (size_t)d);
+                buf cs(QIE_F32, (size_t)(rows * d / 2)), sn(QIE_F32, (size_t)(rows * d / 2));
+                qie_qk_norm_rope_args g = {};
+                g.x = {a.data(), t, rows, (int64_t)heads * d, ld};
+                g.n_heads = heads;
+                g.head_dim = d;
+                g.eps = 1e-6f;
+                if (form & 2)
+                    g.norm = {w.data(), tw, d};
+                if (form & 4) {
+                    g.cos = (const float *)cs.data();
+                    g.sin = (const float *)sn.data();
+                }
+                g.interleaved = form & 8;
+                c.ops.qk_norm_rope(&c, &g);
+                g.x.data = b.data();
+                run([&](cu_stream s) { cu_k_qk_norm_rope(s, &g); });
+                ASSERT_LE(nmse(b, a), bound(t));
+                ASSERT(b.guarded());
+            }
+}
+
+QTEST(test_cuda_kernels_channel_norm_equals_plain_c) {
+    qie_compute c = reference();
+    const int channels[] = {1, 3, 16, 96, 129};
+    for (int ch : channels)
+        for (int form = 0; form < 8; form++) {
+            qie_dtype tx = ACT[form & 1], td = ACT[form >> 1 & 1];
+            int h = 3, w = 5;
+            buf x(tx, (size_t)(h * w * ch)), g(QIE_BF16, (size_t)ch), a(td, (size_t)(h * w * ch)),
+                b = a;
+            for (int i = 0; i < ch; i++)
+                x.put((size_t)i, 0); /* a pixel of zeros */
+            qie_fmap mx = {x.data(), tx, h, w, ch}, ma = {a.data(), td, h, w, ch},
+                     mb = {b.data(), td, h, w, ch};
+            qie_vec v = {g.data(), QIE_BF16, ch};
+            c.ops.channel_norm(&c, mx, v, form & 4, ma);
+            run([&](cu_stream s) { cu_k_channel_norm(s, mx, v, form & 4, mb); });
+            ASSERT_LE(nmse(b, a), bound(td));
+            ASSERT(b.guarded());
+        }
+}
+
+QTEST(test_cuda_kernels_sampler_equals_plain_c) {
+    qie_compute c = reference();
+    for (int64_t rows : ROWS) {
+        int64_t cols = 64, n = rows * cols;
+        buf p(QIE_F32, (size_t)n), q(QIE_F32, (size_t)n), a(QIE_F32, (size_t)n), b = a;
+        for (int i = 0; i < 64; i++) {
+            p.put((size_t)i, 0);
+            q.put((size_t)i, 0);
+        }
+        const float *fp = (const float *)p.data(), *fq = (const float *)q.data();
+        c.ops.cfg_combine(&c, fp, fq, 4, rows, cols, (float *)a.data());
+        run([&](cu_stream s) { cu_k_cfg_combine(s, fp, fq, 4, rows, cols, (float *)b.data()); });
+        ASSERT_LE(nmse(b, a), F32);
+        c.ops.axpy(&c, -0.37f, fp, (float *)a.data(), n);
+        run([&](cu_stream s) { cu_k_axpy(s, -0.37f, fp, (float *)b.data(), n); });
+        ASSERT_LE(nmse(b, a), F32);
+        for (int bad = 0; bad < 3; bad++) {
+            unsigned flag = 0;
+            b.put((size_t)n - 1, bad == 1 ? INFINITY : bad == 2 ? NAN : 1);
+            run([&](cu_stream s) { cu_k_find_bad(s, (const float *)b.data(), n, &flag); });
+            ASSERT_INT(flag, bad ? 1 : 0);
+        }
+    }
+}
+
+/* The product is the reference's own: what is tested is what becomes of it. */
+QTEST(test_cuda_kernels_epilogue_equals_plain_c) {
+    qie_compute c = reference();
+    int64_t m = 9, n = 37, k = 5;
+    for (int form = 0; form < 64; form++) {
+        qie_dtype td = ACT[form & 1];
+        qie_act act = (qie_act)(form >> 1 & 3);
+        qie_store store = (qie_store)(form >> 3 & 3);
+        bool bias = form & 32;
+        buf x(QIE_F32, (size_t)(m * k)), w(QIE_F32, (size_t)(n * k)), bv(QIE_BF16, (size_t)n);
+        buf gates(QIE_F32, (size_t)(2 * n)), y(QIE_F32, (size_t)(m * n)),
+            a(td, (size_t)(m * (n + 2))), b = a;
+        qie_linear_args l = {};
+        l.x = qie_mat_make(x.data(), QIE_F32, m, k);
+        l.w.data = w.data();
+        l.w.dtype = QIE_F32;
+        l.w.n = n;
+        l.w.k = k;
+        l.dst = qie_mat_make(y.data(), QIE_F32, m, n);
+        c.ops.linear(&c, &l);
+        if (bias)
+            l.bias = {bv.data(), QIE_BF16, n};
+        l.act = act;
+        l.store = store;
+        l.gate[0] = (const float *)gates.data();
+        l.gate[1] = l.gate[0] + n;
+        l.split = 4;
+        l.dst = {a.data(), td, m, n, n + 2};
+        c.ops.linear(&c, &l);
+        cu_epilogue_args e = {};
+        e.y = y.data();
+        e.y_type = QIE_F32;
+        e.m = m;
+        e.n = n;
+        e.bias = l.bias;
+        e.act = act;
+        e.store = store;
+        e.gate[0] = l.gate[0];
+        e.gate[1] = l.gate[1];
+        e.split = 4;
+        e.dst = {b.data(), td, m, n, n + 2};
+        run([&](cu_stream s) { cu_k_epilogue(s, &e); });
+        ASSERT_LE(nmse(b, a), bound(td));
+        ASSERT(b.guarded());
+    }
+}
+
+QTEST(test_cuda_kernels_attention_equals_plain_c) {
+    qie_compute c = reference();
+    struct {
+        int64_t nq, nk;
+        int heads, kv, d;
+        bool causal;
+        int segments;
+    } cases[] = {{1, 1, 1, 1, 16, false, 0},     {5, 70, 2, 1, 32, false, 0},
+                 {67, 67, 2, 2, 32, true, 0},    {33, 90, 2, 1, 32, true, 0},
+                 {70, 70, 2, 2, 20, false, 3},   {130, 45, 1, 1, 128, false, 0},
+                 {150, 150, 1, 1, 80, false, 5}, {66, 40, 1, 1, 200, false, 0},
+                 {20, 36, 1, 1, 384, false, 0},  {40, 40, 3, 1, 72, true, 0}};
+    for (auto &k : cases)
+        for (qie_dtype t : ACT) {
+            int64_t w = (int64_t)k.heads * k.d, wk = (int64_t)k.kv * k.d;
+            buf q(t, (size_t)(k.nq * w)), kk(t, (size_t)(k.nk * wk)), v(t, (size_t)(k.nk * wk));
+            buf a(t, (size_t)(k.nq * w)), b = a;
+            std::vector<int64_t> bounds;
+            for (int s = 0; s <= k.segments; s++)
+                bounds.push_back(s == k.segments ? k.nq : k.nq * s / k.segments + (s ? 1 : 0));
+            qie_attention_args g = {};
+            g.q = qie_mat_make(q.data(), t, k.nq, w);
+            g.k = qie_mat_make(kk.data(), t, k.nk, wk);
+            g.v = qie_mat_make(v.data(), t, k.nk, wk);
+            g.n_heads = k.heads;
+            g.n_kv_heads = k.kv;
+            g.head_dim = k.d;
+            g.scale = 1.0f / sqrtf((float)k.d);
+            g.causal = k.causal;
+            g.segments = k.segments ? bounds.data() : NULL;
+            g.n_segments = (size_t)k.segments;
+            g.dst = qie_mat_make(a.data(), t, k.nq, w);
+            c.ops.attention(&c, &g);
+            g.dst.data = b.data();
+            run([&](cu_stream s) { cu_k_attention(s, &g, g.segments); });
+            /* bf16: the weights are rounded to bf16 before they meet the values */
+            double most = t == QIE_BF16 ? 4 * B16 : F32;
+            if (!(nmse(b, a) <= most))
+                printf("  nq %lld nk %lld heads %d d %d causal %d segments %d %s\n",
+                       (long long)k.nq, (long long)k.nk, k.heads, k.d, k.causal, k.segments,
+                       qie_dtype_name(t));
+            ASSERT_LE(nmse(b, a), most);
+            ASSERT(b.guarded());
+        }
+}
+
+QTEST(test_cuda_kernels_conv2d_equals_plain_c) {
+    qie_compute c = reference();
+    struct {
+        int h, w, in, out, kernel, stride;
+        bool up, residual;
+        int kt;
+    } cases[] = {{1, 1, 1, 1, 1, 1, false, false, 1},   {5, 7, 3, 9, 3, 1, false, false, 3},
+                 {6, 8, 16, 70, 3, 1, false, true, 3},  {9, 13, 24, 33, 3, 1, true, false, 1},
+                 {8, 10, 8, 12, 3, 2, false, false, 1}, {12, 14, 40, 65, 1, 1, false, true, 1},
+                 {7, 6, 12, 20, 3, 2, false, false, 1}};
+    for (auto &k : cases)
+        for (qie_dtype t : ACT)
+            for (qie_dtype tw : PARAM) {
+                int oh = k.up            ? 2 * k.h
+                         : k.stride == 2 ? k.h / 2
+                                         : k.h,
+                    ow = k.up            ? 2 * k.w
+                         : k.stride == 2 ? k.w / 2
+                                         : k.w;
+                buf x(t, (size_t)(k.h * k.w * k.in)),
+                    w(tw, (size_t)(k.out * k.in * k.kt * k.kernel * k.kernel), 0.3f);
+                buf bias(QIE_F32, (size_t)k.out), a(t, (size_t)(oh * ow * k.out)), b = a;
+                qie_conv2d_args g = {};
+                g.x = {x.data(), t, k.h, k.w, k.in};
+                g.w = {w.data(), tw, k.out, k.in, k.kt, k.kernel, k.kernel};
+                g.bias = {bias.data(), QIE_F32, k.out};
+                g.stride = k.stride;
+                g.upsample = k.up;
+                g.dst = {a.data(), t, oh, ow, k.out};
+                if (k.residual)
+                    g.residual = g.dst;
+                c.ops.conv2d(&c, &g);
+                buf packed(t, (size_t)(k.out * k.in * k.kernel * k.kernel));
+                g.dst.data = b.data();
+                if (k.residual)
+                    g.residual = g.dst;
+                run([&](cu_stream s) {
+                    cu_k_conv_weights(s, g.w, packed.data(), t);
+                    cu_k_conv2d(s, &g, packed.data());
+                });
+                /* bf16: weights of another type are rounded to it */
+                double most = t == QIE_BF16 ? 4 * B16 : F32;
+                if (!(nmse(b, a) <= most))
+                    printf("  %d x %d, %d -> %d, kernel %d stride %d up %d %s, weights %s\n", k.h,
+                           k.w, k.in, k.out, k.kernel, k.stride, k.up, qie_dtype_name(t),
+                           qie_dtype_name(tw));
+                ASSERT_LE(nmse(b, a), most);
+                ASSERT(b.guarded() && packed.guarded());
+            }
+}
+
+QTEST(test_cuda_kernels_convert_equals_plain_c) {
+    qie_compute c = reference();
+    for (int form = 0; form < 4; form++) {
+        qie_dtype ts = ACT[form & 1], td = ACT[form >> 1];
+        int64_t rows = 5, cols = 300;
+        buf x(ts, (size_t)(rows * (cols + 4))), a(td, (size_t)(rows * (cols + 1))), b = a;
+        qie_mat mx = {x.data(), ts, rows, cols, cols + 4},
+                ma = {a.data(), td, rows, cols, cols + 1}, mb = ma;
+        mb.data = b.data();
+        c.ops.convert(&c, mx, ma);
+        run([&](cu_stream s) { cu_k_convert(s, mx, mb); });
+        ASSERT(a.bytes == b.bytes);
+    }
+}
+
+/* Every byte of fp8 against the value by its definition. */
+QTEST(test_cuda_kernels_fp8_equals_its_definition) {
+    for (int i = 0; i < 256; i++) {
+        int e = i >> 3 & 15, m = i & 7;
+        float v = e == 15 && m == 7 ? NAN
+                  : e               ? ldexpf(1 + (float)m / 8, e - 7)
+                                    : ldexpf((float)m, -9);
+        v = i & 128 ? -v : v;
+        float got = cu_e4m3_to_f32((unsigned char)i);
+        ASSERT(std::isnan(v) ? std::isnan(got) : got == v);
+        if (!std::isnan(v) && i != 128)
+            ASSERT_INT(cu_f32_to_e4m3(v), i);
+    }
+    ASSERT_INT(cu_f32_to_e4m3(1e6f), 0x7e);
+    /* half-way cases go to the even neighbour */
+    for (int i = 0; i < 125; i++) {
+        float a = cu_e4m3_to_f32((unsigned char)i), b = cu_e4m3_to_f32((unsigned char)(i + 1));
+        ASSERT_INT(cu_f32_to_e4m3((a + b) / 2), i & 1 ? i + 1 : i);
+    }
+}
+
+int main(int argc, char **argv) {
+    cu_double_options o = cu_double_options_default();
+    cu_double_configure(&o);
+    return qtest_main(argc, argv);
+}
