@@ -12,7 +12,7 @@
 
 typedef struct qie_device_info {
     char uuid[48], name[96];
-    int64_t total, free;
+    int64_t total;
     int cc_major, cc_minor;
 } qie_device_info;
 

@@ -233,6 +233,8 @@ qie_status qie_engine_plan(qie_engine *e, const qie_edit_options *options, bool 
                            qie_edit_plan *plan, qie_error *err) {
     qie_prepared p;
     memset(plan, 0, sizeof *plan);
+    if (e->compute->mem)
+        QIE_TRY(e->compute->mem->check(e->compute, err));
     int64_t limit = limit_of(e);
     qie_status st = qie_prepare(&e->model, options, e->act, limit, &p, err);
     if (st == QIE_OK) {
@@ -310,6 +312,8 @@ static qie_status attempt(qie_engine *e, const qie_edit_options *options, qie_dt
 qie_status qie_engine_edit(qie_engine *e, const qie_edit_options *options, qie_edit_result *out,
                            qie_error *err) {
     memset(out, 0, sizeof *out);
+    if (e->compute->mem) /* a device that failed stays failed: no guess about memory */
+        QIE_TRY(e->compute->mem->check(e->compute, err));
     qie_observer *observer = NULL;
     QIE_TRY(qie_observer_create_from_env(&observer, err));
     bool non_finite;

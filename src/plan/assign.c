@@ -3,8 +3,13 @@
 #include <string.h>
 
 /* The most useful first: uses per byte over an edit. */
-static const qie_assign_kind PRIORITY[] = {QIE_ASSIGN_BLOCK, QIE_ASSIGN_VAE, QIE_ASSIGN_MODULATION,
+static const qie_assign_kind PRIORITY[] = {QIE_ASSIGN_BLOCK, QIE_ASSIGN_MODULATION,
                                            QIE_ASSIGN_TEXT};
+
+/* Held whatever happens: by every card, the VAE by the first. */
+static bool always_held(qie_assign_kind k) {
+    return k == QIE_ASSIGN_FIXED || k == QIE_ASSIGN_VAE;
+}
 
 const char *qie_assign_form_name(qie_assign_form form) {
     static const char *const names[] = {"resident", "streamed", "sharded", "parallel"};
@@ -21,8 +26,8 @@ typedef struct job {
     qie_assign_group *groups;
     size_t n;
     qie_assign_result *out;
-    int64_t fixed;                      /* bytes that every card holds */
-    int64_t room[QIE_ASSIGN_CARDS_MAX]; /* beside work and fixed layers */
+    int64_t fixed[QIE_ASSIGN_CARDS_MAX]; /* bytes that a card holds whatever happens */
+    int64_t room[QIE_ASSIGN_CARDS_MAX];  /* beside work and fixed layers */
 } job;
 
 /* Layers of a kind in contiguous runs over the lane's cards, in proportion to their room. */
@@ -78,7 +83,7 @@ static int64_t wanted(const job *j, int card, int n_lanes) {
         bool here = false;
         for (int i = 0; i < n_lanes; i++)
             here = here || (in_lane(&j->groups[g], i) && j->groups[g].card[i] == card);
-        if (here && j->groups[g].kind != QIE_ASSIGN_FIXED)
+        if (here && !always_held(j->groups[g].kind))
             sum += j->groups[g].bytes;
     }
     return sum;
@@ -117,7 +122,7 @@ static bool try_lanes(job *j, const lane *lanes, int n_lanes, bool may_stream, b
     out->slot_bytes = 0;
     out->n_slots = j->r->level >= 3 ? 2 : QIE_ASSIGN_SLOTS;
     for (size_t g = 0; g < j->n; g++)
-        if (j->groups[g].kind != QIE_ASSIGN_FIXED && j->groups[g].bytes > out->slot_bytes)
+        if (!always_held(j->groups[g].kind) && j->groups[g].bytes > out->slot_bytes)
             out->slot_bytes = j->groups[g].bytes;
     for (int c = 0; c < j->r->n_cards; c++) {
         out->held_bytes[c] = out->need[c] = 0;
@@ -127,7 +132,7 @@ static bool try_lanes(job *j, const lane *lanes, int n_lanes, bool may_stream, b
         bool ring = !hold_any || all > room;
         if (ring && (!may_stream || room < out->n_slots * out->slot_bytes)) {
             out->need[c] =
-                j->fixed + j->r->work + (may_stream ? out->n_slots * out->slot_bytes : all);
+                j->fixed[c] + j->r->work + (may_stream ? out->n_slots * out->slot_bytes : all);
             return false;
         }
         if (ring)
@@ -135,12 +140,12 @@ static bool try_lanes(job *j, const lane *lanes, int n_lanes, bool may_stream, b
         hold(j, c, n_lanes, hold_any ? room : 0, &out->held_bytes[c]);
         out->streams = out->streams || ring;
         out->streamed_bytes += all - out->held_bytes[c];
-        out->held_bytes[c] += j->fixed;
+        out->held_bytes[c] += j->fixed[c];
         out->need[c] =
             out->held_bytes[c] + j->r->work + (ring ? out->n_slots * out->slot_bytes : 0);
     }
     for (size_t g = 0; g < j->n; g++)
-        if (j->groups[g].kind == QIE_ASSIGN_FIXED)
+        if (always_held(j->groups[g].kind))
             for (int i = 0; i < QIE_ASSIGN_LANES; i++)
                 j->groups[g].held[i] = true;
     for (size_t g = 0; g < j->n && n_lanes == 1; g++)
@@ -156,10 +161,11 @@ bool qie_assign(const qie_assign_request *r, qie_assign_group *groups, size_t n,
     if (r->n_cards < 1)
         return false;
     for (size_t g = 0; g < n; g++)
-        if (groups[g].kind == QIE_ASSIGN_FIXED)
-            j.fixed += groups[g].bytes;
+        for (int c = 0; c < r->n_cards; c++)
+            if (groups[g].kind == QIE_ASSIGN_FIXED || (groups[g].kind == QIE_ASSIGN_VAE && !c))
+                j.fixed[c] += groups[g].bytes;
     for (int c = 0; c < r->n_cards; c++)
-        j.room[c] = r->offer[c] - r->work - j.fixed;
+        j.room[c] = r->offer[c] - r->work - j.fixed[c];
     /* The first card is where everything begins and ends; others without room for the work are left
      * out. */
     lane one = {1, {0}}, all = {0}, halves[QIE_ASSIGN_LANES] = {{0}, {0}};

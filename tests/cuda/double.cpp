@@ -254,11 +254,16 @@ int cu_info(int device, cu_device_info *out) {
     snprintf(out->uuid, sizeof out->uuid, "GPU-0000000%d-0000-0000-0000-000000000000", device);
     snprintf(out->name, sizeof out->name, "Double %d", device);
     out->total = options.memory[device];
-    out->free = options.memory[device] - stats.live[device];
     out->cc_major = options.cc_major;
     out->cc_minor = options.cc_minor;
     out->n_sm = 2;
     return CU_OK;
+}
+
+int cu_memory(int device, size_t *free, size_t *total) {
+    *total = options.memory[device];
+    *free = options.memory[device] - stats.live[device];
+    return dead();
 }
 
 int cu_malloc(int device, size_t n, void **out) {

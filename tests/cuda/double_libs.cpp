@@ -85,6 +85,55 @@ bool qie_cu_gemm(qie_cu_libs *l, cu_stream s, const qie_cu_gemm_args *a) {
     return true;
 }
 
+static std::vector<float> widen(qie_mat m) {
+    std::vector<float> v((size_t)(m.rows * m.cols));
+    for (int64_t r = 0; r < m.rows; r++)
+        qie_to_f32(&v[(size_t)(r * m.cols)],
+                   static_cast<const unsigned char *>(m.data) +
+                       (size_t)(r * m.ld) * qie_dtype_size(m.dtype),
+                   m.dtype, (size_t)m.cols);
+    return v;
+}
+
+static void run_sdpa(const qie_attention_args &a) {
+    std::vector<float> q = widen(a.q), k = widen(a.k), v = widen(a.v);
+    int d = a.head_dim;
+    std::vector<double> weights((size_t)a.k.rows), sum((size_t)d);
+    for (int64_t r = 0; r < a.q.rows; r++) {
+        int64_t from = 0, to = a.causal ? r + 1 + a.k.rows - a.q.rows : a.k.rows;
+        for (size_t s = 0; a.segments && s < a.n_segments; s++)
+            if (r >= a.segments[s] && r < a.segments[s + 1]) {
+                from = a.segments[s];
+                to = a.segments[s + 1];
+            }
+        for (int h = 0; h < a.n_heads; h++) {
+            int64_t qa = r * a.q.cols + (int64_t)h * d,
+                    ka = (int64_t)(h / (a.n_heads / a.n_kv_heads)) * d;
+            double most = -INFINITY, total = 0;
+            for (int64_t i = from; i < to; i++) {
+                const float *x = &q[(size_t)qa], *y = &k[(size_t)(i * a.k.cols + ka)];
+                double dot = 0;
+                for (int c = 0; c < d; c++)
+                    dot += (double)x[c] * (double)y[c];
+                weights[(size_t)i] = dot * (double)a.scale;
+                most = weights[(size_t)i] > most ? weights[(size_t)i] : most;
+            }
+            for (int c = 0; c < d; c++)
+                sum[(size_t)c] = 0;
+            for (int64_t i = from; i < to; i++) {
+                double p = exp(weights[(size_t)i] - most);
+                const float *y = &v[(size_t)(i * a.v.cols + ka)];
+                total += p;
+                for (int c = 0; c < d; c++)
+                    sum[(size_t)c] += p * (double)y[c];
+            }
+            for (int c = 0; c < d; c++)
+                qie_ref_store(a.dst.data, a.dst.dtype, r * a.dst.ld + (int64_t)h * d + c,
+                              (float)(sum[(size_t)c] / total));
+        }
+    }
+}
+
 bool qie_cu_sdpa(qie_cu_libs *l, cu_stream s, const qie_attention_args *a, const int64_t *bounds,
                  void *workspace) {
     if (l->own)
@@ -98,14 +147,7 @@ bool qie_cu_sdpa(qie_cu_libs *l, cu_stream s, const qie_attention_args *a, const
     qie_attention_args copy = *a;
     copy.segments = bounds;
     cu_double_queue(
-        s,
-        [copy]() {
-            qie_compute c = {};
-            c.n_threads = 1;
-            qie_ref_fill(&c.ops);
-            c.ops.attention(&c, &copy);
-        },
-        r, 5);
+        s, [copy]() { run_sdpa(copy); }, r, 5);
     return true;
 }
 

@@ -147,6 +147,7 @@ static const char *const CASES[] = {"one-image-cfg", "two-images-no-cfg"};
 
 /* 60 dB: the recording's own bytes but for a level here and there, as on the CPU. */
 static void check_exact(const setting *s, const char *name, const char *form) {
+
     golden_case g;
     qie_error e = {0};
     double db;
@@ -159,12 +160,269 @@ static void check_exact(const setting *s, const char *name, const char *form) {
     ASSERT_CONTAINS(placement, form);
 }
 
+/* A quick edit: one step, small; what is expected is the CPU's own picture. */
+static void small_case(golden_case *g) {
+    qie_engine *engine = NULL;
+    qie_edit_result r = {0};
+    setting cpu = setting_default();
+    qie_error e;
+    cpu.device = NULL;
+    load_case(CASES[0], g);
+    g->o.num_inference_steps = 1;
+    g->o.width = g->o.height = 64;
+    g->o.ref_area = 64 * 64;
+    if (open_on(&cpu, &engine, &e) != QIE_OK || qie_engine_edit(engine, &g->o, &r, &e) != QIE_OK) {
+        fprintf(stderr, "%s\n", e.message);
+        abort();
+    }
+    qie_image_destroy(g->output);
+    g->output = r.images[0];
+    r.images[0] = NULL;
+    qie_edit_result_release(&r);
+    qie_engine_close(engine);
+}
+
+static void check_small(const setting *s, const char *form) {
+    golden_case g;
+    qie_error e = {0};
+    double db;
+    char placement[512];
+    small_case(&g);
+    ASSERT_OK(edit_on(s, &g, &db, placement, &e));
+    printf("  %.1f dB, %s\n", db, placement);
+    release_case(&g);
+    ASSERT_LE(60, db);
+    ASSERT_CONTAINS(placement, form);
+}
+
+/* Peak memory of the first card and bytes of weights in a resident run of a case: what the other
+ * placements are squeezed from. */
+static size_t resident_peak, weight_bytes;
+
+static void measure(void) {
+    golden_case g;
+    qie_error e = {0};
+    double db;
+    qie_engine *engine;
+    qie_engine_info info;
+    if (resident_peak)
+        return;
+    setting s = setting_default();
+    small_case(&g);
+    if (edit_on(&s, &g, &db, NULL, &e) == QIE_OK)
+        resident_peak = stats().peak[0];
+    configure(&s.d);
+    if (open_on(&s, &engine, &e) == QIE_OK) {
+        qie_engine_get_info(engine, &info);
+        weight_bytes = (size_t)info.weights_bytes;
+        qie_engine_close(engine);
+    }
+    release_case(&g);
+}
+
 QTEST(test_cuda_engine_resident_equals_diffusers) {
-    for (size_t i = 0; i < 2; i++) {
+    for (size_t i = 0; i < (getenv("QIE_TEST_LONG") ? 2 : 1); i++) {
         setting s = setting_default();
         s.d.seed = 7 + i;
         check_exact(&s, CASES[i], "resident");
     }
+}
+
+/* Half of the weights held, half through the ring; then as much through it as there is. */
+QTEST(test_cuda_engine_streamed_equals_the_cpu) {
+    measure();
+    setting s = setting_default();
+    s.d.memory[0] = resident_peak - weight_bytes / 20;
+    s.d.seed = 100;
+    check_small(&s, "streamed");
+}
+
+/* No pinned copies: streamed groups come from the mapped file through the pieces. */
+QTEST(test_cuda_engine_streamed_from_the_file_equals_the_cpu) {
+    measure();
+    setting s = setting_default();
+    s.d.memory[0] = resident_peak - weight_bytes / 20;
+    s.d.seed = 101;
+    s.d.fail_host = 5; /* the first four are the pieces */
+    check_small(&s, "streamed");
+}
+
+QTEST(test_cuda_engine_sharded_unequally_equals_the_cpu) {
+    measure();
+    setting s = setting_default();
+    s.d.n_devices = 3;
+    for (int i = 0; i < 3; i++)
+        s.d.memory[i] = resident_peak - weight_bytes / 20 * (size_t)(1 + 2 * i);
+    s.d.seed = 5;
+    check_small(&s, "sharded");
+    cu_double_stats st = stats();
+    for (int i = 0; i < 3; i++)
+        ASSERT(st.works_of[i] > 0);
+}
+
+/* A card for each guidance pass: both work, the results meet on the first. */
+QTEST(test_cuda_engine_parallel_passes_equal_the_cpu) {
+    setting s = setting_default();
+    s.d.n_devices = 2;
+    s.d.seed = 9;
+    check_small(&s, "parallel");
+    cu_double_stats st = stats();
+    ASSERT(st.works_of[1] > 20);
+}
+
+/* In bf16 the picture is the CPU's but for rounding: the bound is that of the CPU's own bf16. */
+QTEST(test_cuda_engine_bf16_is_close_to_diffusers) {
+    if (!getenv("QIE_TEST_LONG"))
+        QTEST_SKIP("slow: QIE_TEST_LONG=1 runs it");
+    golden_case g;
+    qie_error e = {0};
+    double db;
+    setting s = setting_default();
+    s.precision = QIE_PRECISION_BF16;
+    load_case(CASES[0], &g);
+    g.o.noise = QIE_NOISE_F32; /* the recording's noise */
+    ASSERT_OK(edit_on(&s, &g, &db, NULL, &e));
+    release_case(&g);
+    printf("  %.1f dB\n", db);
+    ASSERT_LE(30, db);
+}
+
+/* Our own attention and convolution in place of the libraries', thread by thread. */
+QTEST(test_cuda_engine_own_kernels_give_the_same_picture) {
+    if (!getenv("QIE_TEST_LONG"))
+        QTEST_SKIP("slow: QIE_TEST_LONG=1 runs it");
+    golden_case g;
+    qie_error e = {0};
+    double db;
+    setting s = setting_default();
+    s.precision = QIE_PRECISION_BF16;
+    load_case(CASES[0], &g);
+    g.o.noise = QIE_NOISE_F32;
+    setenv("QIE_CUDA_OWN", "1", 1);
+    qie_status st = edit_on(&s, &g, &db, NULL, &e);
+    unsetenv("QIE_CUDA_OWN");
+    release_case(&g);
+    ASSERT_OK(st);
+    printf("  %.1f dB\n", db);
+    ASSERT_LE(30, db);
+}
+
+/* Each allocation of the card refused once: the edit goes on in a smaller placement with the same
+ * picture, or ends with NO_MEMORY; nothing leaks. */
+QTEST(test_cuda_engine_refused_allocation_falls_back) {
+    golden_case g;
+    qie_error e = {0};
+    double db;
+    char placement[512];
+    small_case(&g);
+    setting s = setting_default();
+    s.d.n_devices = 2;
+    ASSERT_OK(edit_on(&s, &g, &db, placement, &e));
+    ASSERT_CONTAINS(placement, "parallel");
+    int64_t n = stats().allocs;
+    ASSERT_LE(60, db);
+    ASSERT(n >= 6);
+    int fell = 0;
+    for (int64_t i = 1; i <= n; i++) {
+        s.d.fail_alloc = i;
+        s.d.seed = (uint64_t)i;
+        ASSERT_OK(edit_on(&s, &g, &db, placement, &e));
+        ASSERT_LE(60, db);
+        fell += !strstr(placement, "parallel");
+    }
+    ASSERT_INT(fell, (int)n);
+    release_case(&g);
+}
+
+QTEST(test_cuda_engine_too_little_memory_is_refused_before_the_start) {
+    golden_case g;
+    qie_error e = {0};
+    double db;
+    small_case(&g);
+    setting s = setting_default();
+    s.d.memory[0] = 8 * MIB;
+    ASSERT_INT(edit_on(&s, &g, &db, NULL, &e), QIE_E_NO_MEMORY);
+    ASSERT_INT(stats().works, 0);
+    release_case(&g);
+}
+
+/* The card is lost in the middle: a clear error, at once and for every edit after it. */
+QTEST(test_cuda_engine_lost_device_is_told) {
+    golden_case g;
+    qie_error e = {0};
+    small_case(&g);
+    setting s = setting_default();
+    qie_engine *engine;
+    configure(&s.d);
+    double db;
+    ASSERT_OK(edit_on(&s, &g, &db, NULL, &e));
+    int64_t works = stats().works;
+    for (int i = 1; i <= 7; i++) {
+        s.d.lose_at = works * i / 8;
+        configure(&s.d);
+        ASSERT_OK(open_on(&s, &engine, &e));
+        qie_edit_result r = {0};
+        qie_status st = qie_engine_edit(engine, &g.o, &r, &e);
+        ASSERT_INT(st, QIE_E_UNAVAILABLE);
+        ASSERT_CONTAINS(e.message, "lost");
+        ASSERT_CONTAINS(e.message, "GPU 0");
+        ASSERT_INT(qie_engine_edit(engine, &g.o, &r, &e), QIE_E_UNAVAILABLE);
+        qie_engine_close(engine);
+    }
+    release_case(&g);
+}
+
+/* Every wait between streams matters: without it some order of the work gives another picture. */
+QTEST(test_cuda_engine_forgotten_wait_is_seen) {
+    if (!getenv("QIE_TEST_LONG"))
+        QTEST_SKIP("slow: QIE_TEST_LONG=1 runs it");
+    golden_case g;
+    qie_error e = {0};
+    double db;
+    small_case(&g);
+    setting s = setting_default();
+    measure();
+    s.d.memory[0] = resident_peak - weight_bytes / 20;
+    ASSERT_OK(edit_on(&s, &g, &db, NULL, &e));
+    ASSERT_LE(60, db);
+    int64_t waits = stats().waits;
+    printf("  %lld waits\n", (long long)waits);
+    ASSERT(waits > 4);
+    int seen = 0, tried = 0;
+    for (int64_t i = 1; i <= waits; i += waits / 8 + 1) {
+        tried++;
+        for (uint64_t seed = 1; seed <= 3; seed++) {
+            s.d.drop_wait = i;
+            s.d.seed = seed;
+            if (edit_on(&s, &g, &db, NULL, &e) != QIE_OK || db < 60) {
+                seen++;
+                break;
+            }
+        }
+    }
+    release_case(&g);
+    printf("  %d of %d forgotten waits seen\n", seen, tried);
+    ASSERT(seen * 2 >= tried);
+}
+
+QTEST(test_cuda_engine_unknown_gpu_is_refused) {
+    qie_error e = {0};
+    qie_engine *engine = NULL;
+    setting s = setting_default();
+    configure(&s.d);
+    s.gpus = "7";
+    ASSERT_INT(open_on(&s, &engine, &e), QIE_E_INVALID);
+    ASSERT_STR(e.param, "gpus");
+    s.gpus = "0,0";
+    ASSERT_INT(open_on(&s, &engine, &e), QIE_E_INVALID);
+    s.gpus = "GPU-00000000";
+    ASSERT_OK(open_on(&s, &engine, &e));
+    qie_engine_close(engine);
+    s.d.cc_major = 7;
+    configure(&s.d);
+    s.gpus = NULL;
+    ASSERT_INT(open_on(&s, &engine, &e), QIE_E_UNAVAILABLE);
+    ASSERT_CONTAINS(e.message, "compute capability 7.0");
 }
 
 int main(int argc, char **argv) {

@@ -41,7 +41,6 @@ static qie_status devices(qie_device_info *out, int most, int *n, qie_error *err
         memcpy(d->uuid, x.uuid, sizeof d->uuid);
         memcpy(d->name, x.name, sizeof d->name);
         d->total = (int64_t)x.total;
-        d->free = (int64_t)x.free;
         d->cc_major = x.cc_major;
         d->cc_minor = x.cc_minor;
     }
@@ -88,6 +87,7 @@ static qie_status create(const qie_device_options *o, const qie_compute_limits *
                 "%d GPUs are named, 1 to %d can be used", o->n_devices, (int)CU_DEVICES);
     cu_backend *b = (cu_backend *)calloc(1, sizeof *b);
     QIE_FAIL_IF(!b, QIE_E_NO_MEMORY, err, NULL, "out of memory");
+    size_t room[CU_DEVICES] = {0};
     b->options = *o;
     for (int i = 0; i < o->n_devices; i++) {
         cu_card card;
@@ -106,9 +106,18 @@ static qie_status create(const qie_device_options *o, const qie_compute_limits *
             free(b);
             return st;
         }
+        size_t now = 0, total = 0;
+        if ((rc = cu_memory(card.id, &now, &total)) != CU_OK) {
+            free(b);
+            return cu_status(rc, err);
+        }
         int at = b->n++;
-        for (; at > 0 && b->cards[at - 1].info.free < card.info.free; at--)
+        room[at] = now;
+        for (; at > 0 && room[at - 1] < now; at--) {
             b->cards[at] = b->cards[at - 1];
+            room[at] = room[at - 1];
+            room[at - 1] = now;
+        }
         b->cards[at] = card;
     }
     sizes(limits, b);

@@ -22,13 +22,16 @@ typedef struct cu_event_s *cu_event;
 typedef struct cu_device_info {
     char uuid[48]; /* "GPU-..." */
     char name[96];
-    size_t total, free; /* bytes now */
+    size_t total; /* bytes */
     int cc_major, cc_minor;
     int n_sm;
 } cu_device_info;
 
 int cu_count(int *n);
 int cu_info(int device, cu_device_info *out);
+/* Bytes now. Makes the process known to the card, which costs some of its memory: ask only for cards
+ * that are used. */
+int cu_memory(int device, size_t *free, size_t *total);
 int cu_malloc(int device, size_t n, void **out);
 int cu_free(int device, void *p);
 /* Host memory that copies may read and write while the host goes on. */

@@ -98,6 +98,8 @@ static void copy_in(cu_backend *b, int card, cu_stream s, const cu_group *g, uns
 static bool held_by(const qie_assign_group *a, int card, bool parallel) {
     if (a->kind == QIE_ASSIGN_FIXED)
         return true;
+    if (a->kind == QIE_ASSIGN_VAE)
+        return card == 0;
     int lanes = parallel && a->kind == QIE_ASSIGN_BLOCK ? QIE_ASSIGN_LANES : 1;
     for (int i = 0; i < lanes; i++)
         if (a->card[i] == card && a->held[i])
@@ -222,11 +224,11 @@ static void describe(cu_backend *b) {
 
 /* What a card offers: free memory and what we hold of it, less the head-room. */
 static int offer_of(const cu_backend *b, int d, int64_t *offer) {
-    cu_device_info info;
-    int rc = cu_info(b->cards[d].id, &info);
+    size_t free, total;
+    int rc = cu_memory(b->cards[d].id, &free, &total);
     if (rc != CU_OK)
         return rc;
-    *offer = (int64_t)info.free + (b->cards[d].arena ? b->plan.need[d] : 0) - b->options.headroom;
+    *offer = (int64_t)free + (b->cards[d].arena ? b->plan.need[d] : 0) - b->options.headroom;
     if (b->options.limit > 0 && *offer > b->options.limit)
         *offer = b->options.limit;
     return CU_OK;
@@ -238,7 +240,7 @@ int64_t cu_weights_room(cu_backend *b) {
         return 1;
     for (size_t i = 0; i < b->n_groups; i++) {
         int64_t n = (int64_t)b->groups[i].bytes;
-        if (b->groups[i].g->kind == QIE_GROUP_FIXED)
+        if (b->groups[i].g->kind == QIE_GROUP_FIXED || b->groups[i].g->kind == QIE_GROUP_VAE)
             fixed += n;
         else if (n > largest)
             largest = n;

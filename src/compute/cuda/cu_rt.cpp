@@ -1,0 +1,252 @@
+/* compute/cuda/cu_rt.h on the real CUDA runtime. */
+#include "compute/cuda/cu_rt.h"
+
+#include <cuda_runtime_api.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define LEAST_DRIVER 12080 /* of CUDA 12.8, which the oldest toolkit that builds this brings */
+
+struct cu_stream_s {
+    int device;
+    cudaStream_t s;
+};
+struct cu_event_s {
+    int device;
+    cudaEvent_t e;
+};
+
+static char text[256];
+
+const char *cu_text(void) {
+    return text;
+}
+
+int cu_fail(int code, const char *what) {
+    snprintf(text, sizeof text, "%s", what);
+    return code;
+}
+
+/* Causes that an operator can act on, with what the kernel log shows for them. */
+static const struct {
+    cudaError_t error;
+    int code;
+    const char *hint;
+} CAUSES[] = {
+    {cudaErrorMemoryAllocation, CU_OOM, ""},
+    {cudaErrorNoDevice, CU_DRIVER, ""},
+    {cudaErrorInsufficientDriver, CU_DRIVER, ": install driver 570 or newer"},
+    {cudaErrorStubLibrary, CU_DRIVER, ": libcuda.so.1 is a stub"},
+    {cudaErrorCompatNotSupportedOnDevice, CU_DRIVER, ""},
+    {cudaErrorSystemDriverMismatch, CU_DRIVER, ": driver library and kernel module differ, reboot"},
+    {cudaErrorSystemNotReady, CU_LOST, ": is nvidia-fabricmanager running?"},
+    {cudaErrorNoKernelImageForDevice, CU_ARCH, ""},
+    {cudaErrorInvalidPtx, CU_ARCH, ""},
+    {cudaErrorUnsupportedPtxVersion, CU_DRIVER, ": the driver is too old for this build"},
+    {cudaErrorECCUncorrectable, CU_LOST, " (ECC error, Xid 48): the card needs a reset"},
+    {cudaErrorContained, CU_LOST, " (contained ECC error, Xid 94)"},
+    {cudaErrorHardwareStackError, CU_LOST, " (Xid 13)"},
+    {cudaErrorIllegalAddress, CU_FAILED, " (Xid 31): a fault of this program or of the card"},
+    {cudaErrorLaunchFailure, CU_FAILED, " (Xid 13): see dmesg"},
+    {cudaErrorLaunchTimeout, CU_FAILED, ": the card also drives a screen"},
+    {cudaErrorDevicesUnavailable, CU_LOST, ": in use exclusively by another process, or lost"},
+    {cudaErrorMpsServerNotReady, CU_LOST, ": the MPS server is restarting"},
+};
+
+static int answer(cudaError_t e) {
+    if (e == cudaSuccess)
+        return CU_OK;
+    int code = CU_FAILED;
+    const char *hint = "";
+    for (const auto &c : CAUSES)
+        if (c.error == e) {
+            code = c.code;
+            hint = c.hint;
+        }
+    snprintf(text, sizeof text, "%s: %s%s", cudaGetErrorName(e), cudaGetErrorString(e), hint);
+    cudaGetLastError(); /* errors that are not sticky end here */
+    return code;
+}
+
+static int on(int device) {
+    return answer(cudaSetDevice(device));
+}
+
+extern "C" void *cu_native_stream(cu_stream s) {
+    cudaSetDevice(s->device);
+    return s->s;
+}
+
+extern "C" int cu_launched(int e);
+
+/* Launches report through the next call that asks. */
+static int pending;
+int cu_launched(int e) {
+    if (e != cudaSuccess && !pending)
+        pending = answer((cudaError_t)e);
+    return pending;
+}
+static int launched_or(int rc) {
+    if (rc == CU_OK && pending)
+        rc = pending;
+    return rc;
+}
+
+int cu_count(int *n) {
+    int driver = 0;
+    *n = 0;
+    if (cudaDriverGetVersion(&driver) == cudaSuccess && driver && driver < LEAST_DRIVER) {
+        snprintf(text, sizeof text,
+                 "the driver speaks CUDA %d.%d, %d.%d is needed: install driver 570 or newer",
+                 driver / 1000, driver % 1000 / 10, LEAST_DRIVER / 1000, LEAST_DRIVER % 1000 / 10);
+        return CU_DRIVER;
+    }
+    if (!driver)
+        return cu_fail(CU_DRIVER, "no NVIDIA driver is loaded");
+    return answer(cudaGetDeviceCount(n));
+}
+
+int cu_info(int device, cu_device_info *out) {
+    cudaDeviceProp p;
+    memset(out, 0, sizeof *out);
+    int rc = answer(cudaGetDeviceProperties(&p, device));
+    if (rc != CU_OK)
+        return rc;
+    const unsigned char *u = (const unsigned char *)p.uuid.bytes;
+    snprintf(out->uuid, sizeof out->uuid,
+             "GPU-%02x%02x%02x%02x-%02x%02x-%02x%02x-%02x%02x-%02x%02x%02x%02x%02x%02x", u[0], u[1],
+             u[2], u[3], u[4], u[5], u[6], u[7], u[8], u[9], u[10], u[11], u[12], u[13], u[14],
+             u[15]);
+    snprintf(out->name, sizeof out->name, "%.95s", p.name);
+    out->total = p.totalGlobalMem;
+    out->cc_major = p.major;
+    out->cc_minor = p.minor;
+    out->n_sm = p.multiProcessorCount;
+    return CU_OK;
+}
+
+int cu_memory(int device, size_t *free, size_t *total) {
+    int rc = on(device);
+    return rc == CU_OK ? answer(cudaMemGetInfo(free, total)) : rc;
+}
+
+int cu_malloc(int device, size_t n, void **out) {
+    *out = NULL;
+    int rc = on(device);
+    return rc == CU_OK ? answer(cudaMalloc(out, n ? n : 1)) : rc;
+}
+
+int cu_free(int device, void *p) {
+    if (!p)
+        return CU_OK;
+    int rc = on(device);
+    return rc == CU_OK ? answer(cudaFree(p)) : rc;
+}
+
+int cu_host_alloc(size_t n, void **out) {
+    *out = NULL;
+    return answer(cudaHostAlloc(out, n, cudaHostAllocPortable));
+}
+
+int cu_host_free(void *p) {
+    return p ? answer(cudaFreeHost(p)) : CU_OK;
+}
+
+int cu_stream_create(int device, cu_stream *out) {
+    *out = NULL;
+    int rc = on(device);
+    if (rc != CU_OK)
+        return rc;
+    cu_stream s = (cu_stream)calloc(1, sizeof *s);
+    if (!s)
+        return cu_fail(CU_OOM, "out of host memory");
+    s->device = device;
+    rc = answer(cudaStreamCreateWithFlags(&s->s, cudaStreamNonBlocking));
+    if (rc != CU_OK)
+        free(s);
+    else
+        *out = s;
+    return rc;
+}
+
+void cu_stream_destroy(cu_stream s) {
+    if (!s)
+        return;
+    if (on(s->device) == CU_OK)
+        cudaStreamDestroy(s->s);
+    free(s);
+}
+
+int cu_stream_device(cu_stream s) {
+    return s->device;
+}
+
+int cu_stream_sync(cu_stream s) {
+    int rc = on(s->device);
+    return launched_or(rc == CU_OK ? answer(cudaStreamSynchronize(s->s)) : rc);
+}
+
+int cu_event_create(int device, cu_event *out) {
+    *out = NULL;
+    int rc = on(device);
+    if (rc != CU_OK)
+        return rc;
+    cu_event e = (cu_event)calloc(1, sizeof *e);
+    if (!e)
+        return cu_fail(CU_OOM, "out of host memory");
+    e->device = device;
+    rc = answer(cudaEventCreateWithFlags(&e->e, cudaEventDisableTiming));
+    if (rc != CU_OK)
+        free(e);
+    else
+        *out = e;
+    return rc;
+}
+
+void cu_event_destroy(cu_event e) {
+    if (!e)
+        return;
+    if (on(e->device) == CU_OK)
+        cudaEventDestroy(e->e);
+    free(e);
+}
+
+int cu_event_record(cu_event e, cu_stream s) {
+    int rc = on(s->device);
+    return launched_or(rc == CU_OK ? answer(cudaEventRecord(e->e, s->s)) : rc);
+}
+
+int cu_stream_wait(cu_stream s, cu_event e) {
+    int rc = on(s->device);
+    return rc == CU_OK ? answer(cudaStreamWaitEvent(s->s, e->e, 0)) : rc;
+}
+
+int cu_event_sync(cu_event e) {
+    return launched_or(answer(cudaEventSynchronize(e->e)));
+}
+
+int cu_copy_in(cu_stream s, void *dst, const void *src, size_t n) {
+    int rc = on(s->device);
+    return rc == CU_OK ? answer(cudaMemcpyAsync(dst, src, n, cudaMemcpyHostToDevice, s->s)) : rc;
+}
+
+int cu_copy_out(cu_stream s, void *dst, const void *src, size_t n) {
+    int rc = on(s->device);
+    return rc == CU_OK ? answer(cudaMemcpyAsync(dst, src, n, cudaMemcpyDeviceToHost, s->s)) : rc;
+}
+
+int cu_copy_peer(cu_stream s, int dst_device, void *dst, const void *src, size_t n) {
+    int rc = on(s->device);
+    return rc == CU_OK ? answer(cudaMemcpyPeerAsync(dst, dst_device, src, s->device, n, s->s)) : rc;
+}
+
+int cu_copy(cu_stream s, void *dst, const void *src, size_t n) {
+    int rc = on(s->device);
+    return rc == CU_OK ? answer(cudaMemcpyAsync(dst, src, n, cudaMemcpyDeviceToDevice, s->s)) : rc;
+}
+
+int cu_zero(cu_stream s, void *dst, size_t n) {
+    int rc = on(s->device);
+    return rc == CU_OK ? answer(cudaMemsetAsync(dst, 0, n, s->s)) : rc;
+}
