@@ -251,8 +251,19 @@ static int name_file(int fd, const char *path, const char *tmp) {
     return errno;
 }
 
+static bool has_content(const char *path, const void *data, size_t n) {
+    unsigned char *old = NULL;
+    size_t old_n = 0;
+    bool same = qie_file_read(path, n, &old, &old_n, NULL) == QIE_OK && old_n == n &&
+                (n == 0 || !memcmp(old, data, n));
+    free(old);
+    return same;
+}
+
 qie_status qie_file_write_note(const char *path, const void *data, size_t n, qie_error *err) {
     char dir[PATH_MAX], tmp[PATH_MAX];
+    if (has_content(path, data, n)) /* also in a folder that may only be read */
+        return QIE_OK;
     int len = snprintf(tmp, sizeof tmp, "%s.qwen-edit.tmp", path);
     QIE_FAIL_IF(len < 0 || (size_t)len >= sizeof tmp, QIE_E_IO, err, path, "path '%s' is too long",
                 path);

@@ -384,6 +384,19 @@ def test_disk_that_fails_is_told(folder):
         check(home in message(r), message(r))
 
 
+def test_finished_pull_writes_nothing(folder):
+    """The same command on a finished model also succeeds where nothing may be written."""
+    with FakeHub(SMALL) as hub:
+        for args in ((), ("--local-dir", os.path.join(folder, "d"))):
+            pull(hub, folder, *args)
+            before = {os.path.join(d, f): os.lstat(os.path.join(d, f)).st_ino
+                      for d, _, fs in os.walk(folder) for f in fs}
+            pull(hub, folder, *args)
+            after = {os.path.join(d, f): os.lstat(os.path.join(d, f)).st_ino
+                     for d, _, fs in os.walk(folder) for f in fs}
+            equal(after, before)
+
+
 def curl_seconds(hub, names):
     args = ["curl", "-s"]
     for n in names:
