@@ -22,8 +22,12 @@ bool cli_speaks_chinese(void) {
 }
 
 char *cli_find_plugin(void) {
-    static const char *const places[] = {"", "../lib/", "../lib/qwen-edit/"};
+    /* Where compute/plugin.c looks. */
+    static const char *const places[] = {"", "../lib/qwen-edit/", "../"};
     char self[PATH_MAX];
+    const char *named = getenv("QIE_CUDA_PLUGIN");
+    if (named && *named)
+        return strdup(named);
     ssize_t n = readlink("/proc/self/exe", self, sizeof self - 1);
     if (n <= 0)
         return NULL;

@@ -13,7 +13,7 @@ qie_status cli_place(const cli_values *values, const char *model, const char *gp
                      qie_place *out, qie_error *err);
 /* Where a model (folder, or "demo") fits on this machine, as an object for info. */
 qie_json *cli_place_describe(const char *model);
-/* qie_cuda.so beside the program or in ../lib; free(); NULL if there is none. */
+/* qie_cuda.so: named by QIE_CUDA_PLUGIN or beside the program; free(); NULL if there is none. */
 char *cli_find_plugin(void);
 /* Is the user spoken to in Chinese (LC_ALL, LC_MESSAGES, LANG)? */
 bool cli_speaks_chinese(void);

@@ -20,6 +20,8 @@
 #include "service/master/master.h"
 #include "service/worker/worker.h"
 
+#define HEADROOM_VARIABLE "QWEN_EDIT_GPU_HEADROOM_GIB"
+
 typedef struct prepared {
     svc_options o;
     char self[PATH_MAX], state[PATH_MAX], gpus[4096], numbers[6][32], revision[64];
@@ -99,7 +101,11 @@ static qie_status add_gpu(prepared *p, const char *text, const qie_gpu_choice *v
 
 static qie_status place_workers(const cli_values *v, prepared *p, const char *list,
                                 qie_error *err) {
+    char headroom[32];
     QIE_TRY(cli_place(v, p->model, list, true, &p->place, err));
+    snprintf(headroom, sizeof headroom, "%g",
+             cli_number(v, OPT_HEADROOM, QIE_DEFAULT_HEADROOM_GIB));
+    setenv(HEADROOM_VARIABLE, headroom, 1); /* of the workers too, wherever it came from */
     for (int i = 0; i < p->place.n_slots && i < SVC_MAX_WORKERS; i++) {
         const qie_place_slot *slot = &p->place.slots[i];
         svc_gpu *gpu = &p->o.gpus[p->o.n_gpus++];
@@ -230,8 +236,11 @@ qie_status cli_run_worker(cli_values *values, qie_error *err) {
     o.engine.model = cli_text(values, OPT_MODEL, "demo");
     o.engine.precision = qie_precision_from_name(cli_text(values, OPT_PRECISION, "auto"));
     o.engine.n_threads = (int)cli_number(values, OPT_THREADS, 1);
-    o.engine.backend = cli_text(
-        values, OPT_BACKEND, !strcmp(cli_text(values, OPT_DEVICE, "cpu"), "cuda") ? "cuda" : NULL);
+    const char *headroom = getenv(HEADROOM_VARIABLE);
+    o.engine.backend = cli_text(values, OPT_BACKEND, NULL);
+    o.engine.device = cli_text(values, OPT_DEVICE, "cpu");
+    if (headroom && *headroom)
+        o.engine.gpu_headroom_bytes = (int64_t)(strtod(headroom, NULL) * 1073741824.0);
     o.engine.memory_limit_bytes = (int64_t)(cli_number(values, OPT_MEMORY_LIMIT, 0) * 1073741824.0);
     return svc_worker_run(&o, err);
 }
