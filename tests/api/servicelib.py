@@ -22,6 +22,10 @@ ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)
 PICTURE = open(os.path.join(ROOT, "demo", "samples", "ball.png"), "rb").read()
 B64 = base64.b64encode(PICTURE).decode()
 LONG = bool(os.environ.get("QIE_TEST_LONG"))
+with open(PROGRAM, "rb") as program:
+    # memory means nothing in these builds
+    code = program.read()
+    SANITIZED = b"__asan_init" in code or b"__tsan_init" in code
 
 
 def free_port():

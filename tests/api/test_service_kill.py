@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 
-from servicelib import B64, LONG, Service, run_cases
+from servicelib import B64, LONG, SANITIZED, Service, run_cases
 
 SEED = int(os.environ.get("QIE_TEST_SEED", time.time()))
 
@@ -167,7 +167,7 @@ def rounds(s, n, make, pause, judge_times=True):
     seen, again = max(t[0] for t in times), max(t[1] for t in times)
     note = (f"seed {SEED}, {n} rounds, {dict(states)}, deaths seen within {seen:.2f} s, replaced within {again:.2f} s, "
             f"/health wrong for {watch.worst:.2f} s at most ({watch.asked} looks)")
-    if judge_times:
+    if judge_times and not SANITIZED:
         assert seen <= 1.0 and again <= 3.0 and watch.worst <= 1.0, note + " " + watch.why
     return note
 

@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 
-from servicelib import B64, LONG, Service, run_cases
+from servicelib import B64, LONG, SANITIZED, Service, run_cases
 
 PROXY = ("--trusted-proxy", "127.0.0.1/32")
 
@@ -162,8 +162,8 @@ def case_listeners():
             waits.append(time.perf_counter() - start)
             conns.append(c)
         cost = memory_kb(s.process.pid) - before
-        assert cost < 50 * 1024 * n / 1000, f"{cost} kB for {n} listeners"
-        assert sorted(waits)[n // 2] < 0.05, sorted(waits)[n // 2]
+        assert SANITIZED or cost < 50 * 1024 * n / 1000, f"{cost} kB for {n} listeners"
+        assert SANITIZED or sorted(waits)[n // 2] < 0.05, sorted(waits)[n // 2]
         assert len(os.listdir(f"/proc/{s.process.pid}/task")) < 20, "no thread per listener"
         assert s.call("POST", f"/v1/jobs/{job}/cancel", b"")[0] == 202
         for c in conns:
