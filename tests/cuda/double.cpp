@@ -163,7 +163,15 @@ bool run_one() {
             able[n++] = s;
     if (!n)
         return false;
-    cu_stream s = able[next_random() % n];
+    /* A stream that may go on goes on for long, while others starve: taking turns piece by piece
+     * would hide a missing wait, since a single copy is soon done. */
+    static cu_stream favourite;
+    bool can = false;
+    for (size_t i = 0; i < n; i++)
+        can = can || able[i] == favourite;
+    if (!can || next_random() % 256 == 0)
+        favourite = able[next_random() % n];
+    cu_stream s = favourite;
     work w = std::move(s->queue.front());
     s->queue.pop_front();
     if (w.record) {
