@@ -41,7 +41,8 @@ typedef struct qie_engine_options {
     const char *backend; /* NULL or "cpu": best kernels of this machine; "ref": plain C; "onednn" */
     int64_t memory_limit_bytes; /* ceiling of the working memory; 0: what the machine has free */
     const char *device;         /* NULL or "cpu"; "cuda": GPUs, through the back end qie_cuda.so */
-    const char *gpus; /* physical indices or UUIDs with commas between; NULL: all that are visible */
+    const char
+        *gpus; /* physical indices or UUIDs with commas between; NULL: all that are visible */
     int64_t gpu_headroom_bytes; /* left free on every GPU; default 6 GiB */
     int64_t gpu_limit_bytes;    /* most that is taken of a GPU; 0: what is free */
 } qie_engine_options;

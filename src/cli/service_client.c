@@ -267,7 +267,7 @@ qie_status cli_service_call(cli_service *service, const cli_call *call, char **b
 }
 
 qie_status cli_service_cancel(cli_service *service, const char *job_id, qie_error *err) {
-    char path[128], *body;
+    char path[128], *body = NULL;
     size_t n;
     snprintf(path, sizeof path, "/v1/jobs/%s/cancel", job_id);
     cli_call call = {.path = path, .post = true, .max_bytes = 1 << 20, .once = true};

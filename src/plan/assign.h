@@ -2,11 +2,11 @@
  * that the GPU back end obeys and that `--dry-run` and `doctor` print.
  *
  * Each card offers its free memory less the head-room. Everywhere: activations, workspace and the
- * fixed layers; on the first the VAE too. The rest is held where it fits, the most used first (blocks of the transformer run
- * at every step, modulation and text encoder once an edit); what does not fit passes through a ring
- * of slots, one group computing while the next one arrives. Several cards share the layers in
- * contiguous runs in proportion to their room; where each half of them could hold everything, the
- * two guidance passes get one half each. */
+ * fixed layers; on the first the VAE too. The rest is held where it fits, the most used first
+ * (blocks of the transformer run at every step, modulation and text encoder once an edit); what
+ * does not fit passes through a ring of slots, one group computing while the next one arrives.
+ * Several cards share the layers in contiguous runs in proportion to their room; where each half of
+ * them could hold everything, the two guidance passes get one half each. */
 #ifndef QIE_PLAN_ASSIGN_H
 #define QIE_PLAN_ASSIGN_H
 

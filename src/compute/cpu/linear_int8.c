@@ -29,7 +29,7 @@ enum {
     SUMS_BYTES = CHUNK_ROWS * TASK_COLS * 4,
 };
 
-_Static_assert(B_COL * (size_t)TASK_COLS + TEMP_BYTES >= QIE_A_BYTES + QIE_B_BYTES,
+_Static_assert(B_COL *(size_t)TASK_COLS + TEMP_BYTES >= QIE_A_BYTES + QIE_B_BYTES,
                "room of the low-rank terms");
 
 size_t qie_cpu_int8_shared_bytes(int64_t max_k) {

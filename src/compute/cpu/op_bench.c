@@ -23,7 +23,8 @@ double qie_op_gflop(const qie_op_shape *s) {
         return 4e-9 * (double)d[0] * seen * (double)(d[2] * d[4]);
     }
     if (!strcmp(s->op, "conv2d")) {
-        double up = d[6] ? 4 : 1, pixels = (double)(d[0] / d[5]) * (double)(d[1] / d[5]) * up;
+        int64_t stride = d[5] > 0 ? d[5] : 1;
+        double up = d[6] ? 4 : 1, pixels = (double)(d[0] / stride) * (double)(d[1] / stride) * up;
         return 2e-9 * pixels * (double)(d[2] * d[3] * d[4] * d[4]);
     }
     return 0;

@@ -29,8 +29,8 @@ typedef struct cu_device_info {
 
 int cu_count(int *n);
 int cu_info(int device, cu_device_info *out);
-/* Bytes now. Makes the process known to the card, which costs some of its memory: ask only for cards
- * that are used. */
+/* Bytes now. Makes the process known to the card, which costs some of its memory: ask only for
+ * cards that are used. */
 int cu_memory(int device, size_t *free, size_t *total);
 int cu_malloc(int device, size_t n, void **out);
 int cu_free(int device, void *p);

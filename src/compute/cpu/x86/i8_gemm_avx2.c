@@ -24,7 +24,8 @@ ALWAYS vi vi_bcast(const void *p) {
 }
 ALWAYS vi vi_mac(vi s, vi a, vi b) {
     s = _mm256_add_epi32(s, _mm256_madd_epi16(a, b));
-    /* Kept in this order: GCC 12 gathers the products first and spills the sums, 2.5 times slower. */
+    /* Kept in this order: GCC 12 gathers the products first and spills the sums, 2.5 times slower.
+     */
     __asm__ volatile("" : "+x"(s));
     return s;
 }
