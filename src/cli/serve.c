@@ -110,8 +110,11 @@ static qie_status place_workers(const cli_values *v, prepared *p, const char *li
         const qie_place_slot *slot = &p->place.slots[i];
         svc_gpu *gpu = &p->o.gpus[p->o.n_gpus++];
         gpu->index = slot->gpus[0];
-        snprintf(gpu->bind, sizeof gpu->bind, "%s", slot->visible);
-        snprintf(gpu->name, sizeof gpu->name, "%s", slot->name);
+        /* no snprintf: GCC takes two parts of one structure for overlapping */
+        _Static_assert(sizeof gpu->bind == sizeof slot->visible, "bind");
+        _Static_assert(sizeof gpu->name == sizeof slot->name, "name");
+        memcpy(gpu->bind, slot->visible, sizeof gpu->bind);
+        memcpy(gpu->name, slot->name, sizeof gpu->name);
     }
     return QIE_OK;
 }

@@ -299,6 +299,81 @@ EMU __m512 emu_dpbf16_ps(__m512 c, __m512bh a, __m512bh b) {
     return (__m512)r;
 }
 
+/* ---- 8-bit integers */
+EMU __m512i emu_max_epi32(__m512i a, __m512i b) {
+    emu_i x = (emu_i)a, y = (emu_i)b;
+    EMU_LANES(16)
+    x[i] = x[i] > y[i] ? x[i] : y[i];
+    return (__m512i)x;
+}
+EMU __m512 emu_cvtepi32_ps(__m512i a) {
+    __m256i h[2];
+    memcpy(h, &a, 64);
+    return emu_join(_mm256_cvtepi32_ps(h[0]), _mm256_cvtepi32_ps(h[1]));
+}
+EMU __m512i emu_cvtps_epi32(__m512 a) {
+    emu_halves x = emu_split(a);
+    __m256i h[2] = {_mm256_cvtps_epi32(x.h[0]), _mm256_cvtps_epi32(x.h[1])};
+    return emu_loadu_si512(h);
+}
+EMU __m256i emu_cvtsepi32_epi16(__m512i a) {
+    emu_i v = (emu_i)a;
+    int16_t h[16];
+    EMU_LANES(16)
+    h[i] = (int16_t)(v[i] < -32768 ? -32768 : v[i] > 32767 ? 32767 : v[i]);
+    __m256i r;
+    memcpy(&r, h, 32);
+    return r;
+}
+EMU __m128i emu_cvtsepi32_epi8(__m512i a) {
+    emu_i v = (emu_i)a;
+    int8_t b[16];
+    EMU_LANES(16)
+    b[i] = (int8_t)(v[i] < -128 ? -128 : v[i] > 127 ? 127 : v[i]);
+    __m128i r;
+    memcpy(&r, b, 16);
+    return r;
+}
+EMU __m512i emu_madd_epi16(__m512i a, __m512i b) {
+    __m256i x[2], y[2];
+    memcpy(x, &a, 64);
+    memcpy(y, &b, 64);
+    __m256i h[2] = {_mm256_madd_epi16(x[0], y[0]), _mm256_madd_epi16(x[1], y[1])};
+    return emu_loadu_si512(h);
+}
+EMU __m512i emu_dpbusd_epi32(__m512i s, __m512i a, __m512i b) {
+    uint8_t x[64];
+    int8_t y[64];
+    emu_i r = (emu_i)s;
+    memcpy(x, &a, 64);
+    memcpy(y, &b, 64);
+    EMU_LANES(16)
+    for (int j = 0; j < 4; j++)
+        r[i] += (int32_t)x[4 * i + j] * y[4 * i + j];
+    return (__m512i)r;
+}
+EMU __m128i emu_128_maskz_loadu_epi8(__mmask16 m, const void *p) {
+    __m128i v = {0};
+    emu_masked(&v, p, m, 1, 16);
+    return v;
+}
+#undef _mm512_max_epi32
+#define _mm512_max_epi32 emu_max_epi32
+#undef _mm512_cvtepi32_ps
+#define _mm512_cvtepi32_ps emu_cvtepi32_ps
+#undef _mm512_cvtps_epi32
+#define _mm512_cvtps_epi32 emu_cvtps_epi32
+#undef _mm512_cvtsepi32_epi16
+#define _mm512_cvtsepi32_epi16 emu_cvtsepi32_epi16
+#undef _mm512_cvtsepi32_epi8
+#define _mm512_cvtsepi32_epi8 emu_cvtsepi32_epi8
+#undef _mm512_madd_epi16
+#define _mm512_madd_epi16 emu_madd_epi16
+#undef _mm512_dpbusd_epi32
+#define _mm512_dpbusd_epi32 emu_dpbusd_epi32
+#undef _mm_maskz_loadu_epi8
+#define _mm_maskz_loadu_epi8 emu_128_maskz_loadu_epi8
+
 #undef _mm512_loadu_ps
 #define _mm512_loadu_ps emu_loadu_ps
 #undef _mm512_storeu_ps

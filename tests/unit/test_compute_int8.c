@@ -57,7 +57,7 @@ static void run_case(const int8_case *p) {
         qie_compute *ref = compute("ref", QIE_CPU_REF, 2);
         ref->ops.linear(ref, &a);
         qie_compute_destroy(ref);
-        for (int level = QIE_CPU_AVX2; level <= (int)qie_cpu_level_hardware(); level++)
+        for (int level = OP_FIRST_LEVEL; level <= (int)qie_cpu_level_hardware(); level++)
             for (int threads = 1; threads <= 3; threads++) {
                 op_buf got = op_copy(&dst, edge);
                 qie_compute *c = compute("cpu", level, threads);

@@ -65,9 +65,10 @@ static qie_status fill(qie_compute *c, const qie_compute_limits *limits, qie_err
     state->kernels = c->level >= QIE_CPU_AVX512BF16 ? &qie_kernels_avx512bf16
                      : c->level >= QIE_CPU_AVX512   ? &qie_kernels_avx512
                                                     : &qie_kernels_avx2;
-    state->i8 = c->level >= QIE_CPU_AVX512BF16 ? &qie_i8_gemm_avx512bf16
-                : c->level >= QIE_CPU_AVX512   ? &qie_i8_gemm_avx512
-                                               : &qie_i8_gemm_avx2;
+    state->i8 = c->level >= QIE_CPU_AMX          ? &qie_i8_gemm_amx
+                : c->level >= QIE_CPU_AVX512BF16 ? &qie_i8_gemm_avx512bf16
+                : c->level >= QIE_CPU_AVX512     ? &qie_i8_gemm_avx512
+                                                 : &qie_i8_gemm_avx2;
     state->bf16 = c->level >= QIE_CPU_AVX512BF16 ? &qie_bf16_gemm_avx512bf16 : NULL;
     if (c->level >= QIE_CPU_AMX) {
         qie_bf16_gemm_amx_make(&state->amx);

@@ -159,7 +159,8 @@ typedef struct qie_kernels {
 extern const qie_gemm qie_f32_gemm_avx2, qie_f32_gemm_avx512, qie_bf16_gemm_avx512bf16;
 /* The tile kernels share all else with those of the level below. */
 void qie_bf16_gemm_amx_make(qie_gemm *out);
-extern const qie_i8_gemm qie_i8_gemm_avx2, qie_i8_gemm_avx512, qie_i8_gemm_avx512bf16;
+extern const qie_i8_gemm qie_i8_gemm_avx2, qie_i8_gemm_avx512, qie_i8_gemm_avx512bf16,
+    qie_i8_gemm_amx;
 extern const qie_kernels qie_kernels_avx2, qie_kernels_avx512, qie_kernels_avx512bf16;
 #endif
 

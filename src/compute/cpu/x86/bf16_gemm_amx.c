@@ -133,13 +133,13 @@ static void tile_2(int rows, int64_t steps, const void *a, const void *b, float 
         (void)a_step;                                                                       \
         tile_##nv(rows, steps, a, b, c, ldc, scale, add);                                   \
     }
-#define EACH_ROWS(X, nv)                                                                          \
-    X(nv, 1)                                                                                      \
-    X(nv, 2)                                                                                      \
-    X(nv, 3) X(nv, 4) X(nv, 5) X(nv, 6) X(nv, 7) X(nv, 8) X(nv, 9) X(nv, 10) X(nv, 11) X(nv, 12)  \
-        X(nv, 13) X(nv, 14) X(nv, 15) X(nv, 16) X(nv, 17) X(nv, 18) X(nv, 19) X(nv, 20) X(nv, 21) \
-            X(nv, 22) X(nv, 23) X(nv, 24) X(nv, 25) X(nv, 26) X(nv, 27) X(nv, 28) X(nv, 29)       \
-                X(nv, 30) X(nv, 31) X(nv, 32)
+#define SOME_ROWS(X, nv, a, b, c, d, e, f, g, h) \
+    X(nv, a) X(nv, b) X(nv, c) X(nv, d) X(nv, e) X(nv, f) X(nv, g) X(nv, h)
+#define EACH_ROWS(X, nv)                             \
+    SOME_ROWS(X, nv, 1, 2, 3, 4, 5, 6, 7, 8)         \
+    SOME_ROWS(X, nv, 9, 10, 11, 12, 13, 14, 15, 16)  \
+    SOME_ROWS(X, nv, 17, 18, 19, 20, 21, 22, 23, 24) \
+    SOME_ROWS(X, nv, 25, 26, 27, 28, 29, 30, 31, 32)
 EACH_ROWS(ROWS_OF, 1)
 EACH_ROWS(ROWS_OF, 2)
 #define ENTRY(nv, rows) bf16_gemm_##nv##x##rows##_amx,

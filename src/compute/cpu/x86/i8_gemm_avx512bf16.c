@@ -24,14 +24,20 @@ ALWAYS void put_bytes(unsigned char *dst, const unsigned char *w, int64_t k) {
         _mm_storeu_si128((__m128i *)(void *)(dst + i), load_bytes(w + i, k - i));
 }
 ALWAYS int32_t start_of(const unsigned char *row, int64_t n) {
-    vi sum = vi_zero(), ones = _mm512_set1_epi8(1);
+    const vi ones = _mm512_set1_epi32(0x01010101);
+    vi sums = vi_zero();
     int64_t i = 0;
     for (; i + 64 <= n; i += 64)
-        sum = _mm512_dpbusd_epi32(sum, ones, vi_load(row + i));
+        sums = _mm512_dpbusd_epi32(sums, ones, vi_load(row + i));
     if (i < n)
-        sum = _mm512_dpbusd_epi32(
-            sum, ones, _mm512_maskz_loadu_epi8((__mmask64)((UINT64_C(1) << (n - i)) - 1), row + i));
-    return -128 * _mm512_reduce_add_epi32(sum);
+        sums = _mm512_dpbusd_epi32(
+            sums, ones,
+            _mm512_maskz_loadu_epi8((__mmask64)((UINT64_C(1) << (n - i)) - 1), row + i));
+    int32_t lanes[VW], sum = 0;
+    vi_store(lanes, sums);
+    for (int j = 0; j < VW; j++)
+        sum += lanes[j];
+    return -128 * sum;
 }
 #include "compute/cpu/x86/i8_gemm.inc"
 
