@@ -34,6 +34,16 @@ typedef enum qie_precision {
 /* "auto", "f32", "bf16", "int8"; AUTO for another word. */
 qie_precision qie_precision_from_name(const char *name);
 
+#define QIE_MAX_LORAS 8
+#define QIE_LORA_NAME 128 /* bytes of a LoRA's name kept, with the NUL */
+
+/* A LoRA to apply: thin matrices added at run time to the layers that the file names. */
+typedef struct qie_lora_use {
+    const char *path; /* safetensors: diffusers/PEFT, kohya, ComfyUI or plain naming */
+    double weight;    /* -100..100; 1: as trained */
+    const char *name; /* how results call it; NULL: the file's name without folder and ending */
+} qie_lora_use;
+
 typedef struct qie_engine_options {
     const char *model;       /* folder in the diffusers layout, or "demo" (embedded); required */
     qie_precision precision; /* default AUTO */
@@ -45,6 +55,8 @@ typedef struct qie_engine_options {
         *gpus; /* physical indices or UUIDs with commas between; NULL: all that are visible */
     int64_t gpu_headroom_bytes; /* left free on every GPU; default 6 GiB */
     int64_t gpu_limit_bytes;    /* most that is taken of a GPU; 0: what is free */
+    const qie_lora_use *loras;  /* in force for edits that name none; n_loras <= QIE_MAX_LORAS */
+    size_t n_loras;
 } qie_engine_options;
 qie_engine_options qie_engine_options_default(void);
 
@@ -74,10 +86,16 @@ typedef struct qie_engine_info {
     bool keep_size;
     int max_side;     /* 0: none */
     int64_t ref_area; /* 0: none */
+    bool lightning;   /* the LoRAs given at start or the checkpoint are distilled ones */
 } qie_engine_info;
 void qie_engine_get_info(const qie_engine *engine, qie_engine_info *info);
 
 typedef enum qie_positions { QIE_POSITIONS_3D = 0, QIE_POSITIONS_SEQUENTIAL } qie_positions;
+typedef enum qie_schedule {
+    QIE_SCHEDULE_AUTO = 0, /* Lightning's if the LoRAs or the checkpoint are, else the model's */
+    QIE_SCHEDULE_MODEL,    /* scheduler/scheduler_config.json */
+    QIE_SCHEDULE_LIGHTNING /* base_shift = max_shift = ln 3, no terminal shift */
+} qie_schedule;
 typedef enum qie_noise_mode {
     QIE_NOISE_AUTO = 0, /* f32 when the precision is f32, else bf16 */
     QIE_NOISE_F32,
@@ -118,6 +136,9 @@ typedef struct qie_edit_options {
     int64_t ref_area;  /* pixels of each VAE reference; 0: by the size rule */
     int keep_size;     /* 1: output has the last picture's size; 0: not; -1: the model's default */
     int num_images;    /* 1..10; default 1 */
+    const qie_lora_use *loras; /* NULL: those of the engine; not NULL: exactly n_loras of these */
+    size_t n_loras;
+    qie_schedule schedule;
     qie_positions positions;
     qie_noise_mode noise;
     int preview_max_px; /* > 0: previews of at most this side with each step's progress */
@@ -148,6 +169,14 @@ typedef struct qie_edit_plan {
     int num_inference_steps;
     double true_cfg_scale;
     bool cfg;
+    bool lightning; /* its schedule is used */
+    size_t n_loras; /* in force */
+    struct {
+        char name[QIE_LORA_NAME];
+        double weight;
+        int n_modules; /* layers touched */
+        int max_rank;
+    } loras[QIE_MAX_LORAS];
     bool vae_tiled;
     int64_t working_bytes;   /* anonymous memory at the peak */
     int64_t weights_bytes;   /* mapped files, shared with the page cache */

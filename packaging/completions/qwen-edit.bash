@@ -30,6 +30,8 @@ _qwen_edit() {
         --threads) words=""; COMPREPLY=($(compgen -W "$words" -- "$cur")); return ;;
         --nice) words=""; COMPREPLY=($(compgen -W "$words" -- "$cur")); return ;;
         --memory-limit) words=""; COMPREPLY=($(compgen -W "$words" -- "$cur")); return ;;
+        --lora) COMPREPLY=($(compgen -f -- "$cur")); return ;;
+        --schedule) words="auto model lightning"; COMPREPLY=($(compgen -W "$words" -- "$cur")); return ;;
         --local-dir) COMPREPLY=($(compgen -f -- "$cur")); return ;;
         --revision) words=""; COMPREPLY=($(compgen -W "$words" -- "$cur")); return ;;
         --include) words=""; COMPREPLY=($(compgen -W "$words" -- "$cur")); return ;;
@@ -71,7 +73,7 @@ _qwen_edit() {
         --inject) COMPREPLY=($(compgen -f -- "$cur")); return ;;
         esac
         case ${COMP_WORDS[1]} in
-        edit) words=" --image --prompt --prompt-file --output --batch --server --negative --seed --force-seed --steps --true-cfg-scale --guidance-scale --num-images --max-side --width --height --ref-area --keep-size --no-keep-size --output-format --quality --preview --dry-run --no-metadata --model --device --precision --threads --nice --memory-limit --headroom-gib --api-key --api-key-file --quiet --verbose --json --config --help --version --backend --positions --noise --inject" ;;
+        edit) words=" --image --prompt --prompt-file --output --batch --server --negative --seed --force-seed --steps --true-cfg-scale --guidance-scale --num-images --max-side --width --height --ref-area --keep-size --no-keep-size --output-format --quality --preview --dry-run --no-metadata --model --device --precision --threads --nice --memory-limit --lora --schedule --headroom-gib --api-key --api-key-file --quiet --verbose --json --config --help --version --backend --positions --noise --inject" ;;
         serve) words=" --model --device --precision --threads --nice --memory-limit --headroom-gib --host --port --api-port --gpus --workers --state-dir --output-dir --api-key --api-key-file --cors-origin --trusted-proxy --queue-size --max-images --max-connections --max-body-memory --sync-timeout --keep --hang-limit --no-image-url --allow-url-cidr --reject-while-loading --log-format --worker-program --config --help --version --backend" ;;
         worker) words=" --model --device --precision --threads --nice --memory-limit --help --version --backend" ;;
         info) words=" --json --help --version" ;;
@@ -81,7 +83,7 @@ _qwen_edit() {
         list) words=" --cache-dir --json --help --version" ;;
         rm) words=" --dry-run --revision --cache-dir --yes --quiet --json --help --version" ;;
         prune) words=" --dry-run --cache-dir --detached --quiet --json --help --version" ;;
-        bench) words=" --image --prompt --negative --steps --true-cfg-scale --max-side --width --height --ref-area --model --precision --threads --nice --memory-limit --repeats --references --only --cold --no-ops --no-roof --quiet --json --config --help --version --backend" ;;
+        bench) words=" --image --prompt --negative --steps --true-cfg-scale --max-side --width --height --ref-area --model --precision --threads --nice --memory-limit --lora --schedule --repeats --references --only --cold --no-ops --no-roof --quiet --json --config --help --version --backend" ;;
         help) words="edit serve worker info pull verify doctor list rm prune bench help  --help --version --man --completions" ;;
         esac
     fi

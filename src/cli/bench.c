@@ -11,6 +11,7 @@
 #include "base/parallel.h"
 #include "cli/commands.h"
 #include "cli/interrupt.h"
+#include "cli/loras.h"
 #include "cli/model_choice.h"
 #include "cli/ui.h"
 #include "qie/bench.h"
@@ -133,7 +134,7 @@ static qie_status open_engine(const cli_values *v, qie_engine **engine, qie_erro
     o.n_threads = (int)cli_number(v, OPT_THREADS, half > 1 ? half : 1);
     o.backend = cli_text(v, OPT_BACKEND, NULL);
     o.memory_limit_bytes = (int64_t)(cli_number(v, OPT_MEMORY_LIMIT, 0) * 1073741824.0);
-    qie_status st = qie_engine_open(&o, engine, err);
+    qie_status st = cli_open_with_loras(v, &o, engine, err);
     free(model);
     return st;
 }

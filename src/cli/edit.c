@@ -11,6 +11,7 @@
 #include "cli/commands.h"
 #include "cli/interrupt.h"
 #include "cli/job.h"
+#include "cli/loras.h"
 #include "cli/model_choice.h"
 #include "cli/place.h"
 #include "cli/remote.h"
@@ -97,7 +98,7 @@ static qie_status open_place(const cli_values *v, place *where, qie_error *err) 
     qie_engine_options options = engine_options(v, model);
     qie_status st = choose_device(v, model, &options, err);
     if (st == QIE_OK)
-        st = qie_engine_open(&options, &where->engine, err);
+        st = cli_open_with_loras(v, &options, &where->engine, err);
     if (st == QIE_OK) {
         cli_interrupt_set_engine(where->engine);
         introduce(where->engine, named);

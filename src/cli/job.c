@@ -8,6 +8,7 @@
 #include "base/fs.h"
 #include "base/log.h"
 #include "cli/interrupt.h"
+#include "cli/loras.h"
 #include "cli/output.h"
 #include "cli/ui.h"
 
@@ -44,6 +45,9 @@ static void print_plan(const qie_engine_info *info, const cli_request *r, const 
     printf("steps      %d, %s\n", p->num_inference_steps,
            p->cfg ? "each computed twice (guidance is on)"
                   : "each computed once (guidance is off)");
+    for (size_t i = 0; i < p->n_loras; i++)
+        printf("LoRA       %s, weight %g: %d modules of rank up to %d\n", p->loras[i].name,
+               p->loras[i].weight, p->loras[i].n_modules, p->loras[i].max_rank);
     printf("memory     %s working, %s free; %s of weights stay in their files%s\n",
            bytes_text(p->working_bytes, working), bytes_text(p->available_bytes, available),
            bytes_text(p->weights_bytes, weights), p->vae_tiled ? "; the VAE works in tiles" : "");
@@ -90,6 +94,8 @@ static qie_json *plan_json(const qie_edit_plan *p) {
     qie_json_put(o, "num_inference_steps", qie_json_new_int(p->num_inference_steps));
     qie_json_put(o, "true_cfg_scale", qie_json_new_double(p->true_cfg_scale));
     qie_json_put(o, "cfg", qie_json_new_bool(p->cfg));
+    qie_json_put(o, "schedule", qie_json_new_string(p->lightning ? "lightning" : "model"));
+    qie_json_put(o, "loras", cli_loras_json(p));
     qie_json_put(o, "vae_tiled", qie_json_new_bool(p->vae_tiled));
     qie_json_put(o, "working_bytes", qie_json_new_int(p->working_bytes));
     qie_json_put(o, "weights_bytes", qie_json_new_int(p->weights_bytes));
@@ -211,6 +217,7 @@ static qie_json *result_json(const qie_engine *engine, const qie_edit_result *ou
     qie_json_put(o, "num_inference_steps", qie_json_new_int(out->plan.num_inference_steps));
     qie_json_put(o, "true_cfg_scale", qie_json_new_double(out->plan.true_cfg_scale));
     qie_json_put(o, "cfg", qie_json_new_bool(out->plan.cfg));
+    qie_json_put(o, "loras", cli_loras_json(&out->plan));
     qie_json_put(o, "model", qie_json_new_string(info.model_name));
     qie_json_put(o, "precision", qie_json_new_string(out->retried_f32 ? "f32" : info.precision));
     qie_json_put(o, "timings", timings_json(out));

@@ -471,6 +471,19 @@ static qie_status set_text_field(field_walk *w, cli_option_id id, const char *ke
     return cli_set(w->values, id, FROM_REQUEST, key, text, w->err);
 }
 
+/* {"name": FILE, "weight": NUMBER}, as in the service. */
+static qie_status set_lora_field(field_walk *w, const char *key, const qie_json *value) {
+    const char *name;
+    double weight;
+    char text[4200];
+    QIE_TRY(qie_json_get_string(value, "name", NULL, &name, w->err));
+    QIE_TRY(qie_json_get_double(value, "weight", 1, &weight, w->err));
+    QIE_FAIL_IF(!name || !*name || strlen(name) > 4095, QIE_E_INVALID, w->err, key,
+                "'%s' must hold objects with a 'name' and a 'weight'", key);
+    snprintf(text, sizeof text, "%s:%.9g", name, weight);
+    return cli_set(w->values, OPT_LORA, FROM_REQUEST, key, text, w->err);
+}
+
 static qie_status set_field(field_walk *w, const char *key, const qie_json *value) {
     int id = 0;
     while (id < OPT_COUNT && !(CLI_OPTIONS[id].field && in_words(CLI_OPTIONS[id].field, key)))
@@ -488,7 +501,9 @@ static qie_status set_field(field_walk *w, const char *key, const qie_json *valu
         QIE_FAIL_IF(qie_json_size(value) == 0, QIE_E_INVALID, w->err, key, "'%s' is an empty array",
                     key);
         for (size_t i = 0; i < qie_json_size(value); i++)
-            QIE_TRY(set_text_field(w, oid, key, qie_json_at(value, i)));
+            QIE_TRY(oid == OPT_LORA && qie_json_is_object(qie_json_at(value, i))
+                        ? set_lora_field(w, key, qie_json_at(value, i))
+                        : set_text_field(w, oid, key, qie_json_at(value, i)));
         return QIE_OK;
     }
     char number[40];

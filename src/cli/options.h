@@ -45,6 +45,8 @@ typedef enum cli_option_id {
     OPT_THREADS,
     OPT_NICE,
     OPT_MEMORY_LIMIT,
+    OPT_LORA,
+    OPT_SCHEDULE,
     OPT_LOCAL_DIR,
     OPT_REVISION,
     OPT_INCLUDE,

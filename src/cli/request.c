@@ -169,6 +169,20 @@ static void read_numbers(const cli_values *v, cli_request *r) {
     o->num_images = (int)cli_number(v, OPT_NUM_IMAGES, 1);
 }
 
+/* Those of the command line are the engine's; a line of a batch may name its own. */
+static qie_status read_loras(const cli_values *v, cli_request *r, qie_error *err) {
+    const char *schedule = cli_text(v, OPT_SCHEDULE, "auto");
+    r->options.schedule = !strcmp(schedule, "model")       ? QIE_SCHEDULE_MODEL
+                          : !strcmp(schedule, "lightning") ? QIE_SCHEDULE_LIGHTNING
+                                                           : QIE_SCHEDULE_AUTO;
+    if (!v->parent || !v->own[OPT_LORA].n)
+        return QIE_OK;
+    QIE_TRY(cli_read_loras(v, true, &r->loras, err));
+    r->options.loras = r->loras.uses;
+    r->options.n_loras = r->loras.n;
+    return QIE_OK;
+}
+
 static qie_status read_developer(const cli_values *v, cli_request *r, qie_error *err) {
     const char *noise = cli_text(v, OPT_NOISE, "auto");
     r->options.positions = strcmp(cli_text(v, OPT_POSITIONS, "3d"), "3d") ? QIE_POSITIONS_SEQUENTIAL
@@ -200,6 +214,7 @@ qie_status cli_request_read(const cli_values *values, cli_request *request, qie_
     QIE_TRY(read_outputs(values, request, err));
     QIE_TRY(read_sizes(values, &request->options, err));
     read_numbers(values, request);
+    QIE_TRY(read_loras(values, request, err));
     return read_developer(values, request, err);
 }
 

@@ -7,6 +7,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "cli/loras.h"
 #include "cli/options.h"
 #include "qie/edit.h"
 #include "qie/image.h"
@@ -20,6 +21,7 @@ typedef struct cli_request {
     int quality; /* 0: default of the encoder */
     bool metadata, seed_named, force_seed;
     qie_edit_options options; /* numbers and texts; images set by cli_request_load */
+    cli_loras loras;          /* of a batch line that names its own */
     qie_injection injections[8];
     char injection_names[8][64];
     /* filled by cli_request_load */

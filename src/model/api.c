@@ -29,6 +29,8 @@ struct qie_engine {
     bool int8;
     int64_t memory_limit;
     char *path, *name;
+    qie_lora_use loras[QIE_MAX_LORAS]; /* given at the start; texts owned */
+    size_t n_loras;
     bool is_demo;
     atomic_int cancel;
 };
@@ -86,6 +88,28 @@ static int thread_count(int asked) {
     return asked > 0 ? asked : half;
 }
 
+/* Copies of the LoRAs given at the start; a file that cannot be used is refused now. */
+static qie_status keep_loras(qie_engine *e, const qie_engine_options *options, qie_error *err) {
+    QIE_FAIL_IF(options->n_loras > QIE_MAX_LORAS, QIE_E_INVALID, err, "lora",
+                "%zu LoRAs, at most %d at once", options->n_loras, QIE_MAX_LORAS);
+    for (size_t i = 0; i < options->n_loras; i++) {
+        const qie_lora_use *from = &options->loras[i];
+        qie_lora_use *to = &e->loras[e->n_loras++];
+        *to = (qie_lora_use){.path = strdup(from->path),
+                             .weight = from->weight,
+                             .name = from->name ? strdup(from->name) : NULL};
+        QIE_FAIL_IF(!to->path || (from->name && !to->name), QIE_E_NO_MEMORY, err, NULL,
+                    "out of memory");
+    }
+    return qie_adapters_select(e->model.adapters, e->loras, e->n_loras, err);
+}
+
+/* The LoRAs that these options ask for, in force. */
+static qie_status select_loras(qie_engine *e, const qie_edit_options *o, qie_error *err) {
+    return o->loras ? qie_adapters_select(e->model.adapters, o->loras, o->n_loras, err)
+                    : qie_adapters_select(e->model.adapters, e->loras, e->n_loras, err);
+}
+
 qie_status qie_engine_open(const qie_engine_options *options, qie_engine **out, qie_error *err) {
     *out = NULL;
     QIE_FAIL_IF(!options->model || !*options->model, QIE_E_INVALID, err, "model",
@@ -106,6 +130,8 @@ qie_status qie_engine_open(const qie_engine_options *options, qie_engine **out, 
     e->memory_limit = options->memory_limit_bytes;
     atomic_init(&e->cancel, 0);
     QIE_TRY_GOTO(qie_model_open(options->model, &e->model, err));
+    qie_model_find_preset(&e->model, e->name);
+    QIE_TRY_GOTO(keep_loras(e, options, err));
     qie_compute_limits limits = qie_model_limits(&e->model.config);
     if (options->precision == QIE_PRECISION_INT8)
         limits.max_int8_k = 4ll * e->model.config.transformer.inner_dim;
@@ -132,6 +158,10 @@ void qie_engine_close(qie_engine *e) {
     qie_arena_destroy(e->arena);
     qie_compute_destroy(e->compute);
     qie_model_release(&e->model);
+    for (size_t i = 0; i < e->n_loras; i++) {
+        free((void *)(uintptr_t)e->loras[i].path);
+        free((void *)(uintptr_t)e->loras[i].name);
+    }
     free(e->path);
     free(e->name);
     free(e);
@@ -143,6 +173,7 @@ static const char *precision_name(const qie_engine *e) {
 
 void qie_engine_get_info(const qie_engine *e, qie_engine_info *info) {
     const qie_defaults_config *d = &e->model.config.defaults;
+    qie_model_defaults now = qie_model_defaults_now(&e->model);
     *info =
         (qie_engine_info){.model = e->path,
                           .model_name = e->name,
@@ -158,8 +189,9 @@ void qie_engine_get_info(const qie_engine *e, qie_engine_info *info) {
                           .n_parameters = qie_model_parameters(&e->model),
                           .weights_bytes = qie_model_weights_bytes(&e->model),
                           .zero_cond_t = e->model.config.transformer.zero_cond_t,
-                          .num_inference_steps = d->num_inference_steps,
-                          .true_cfg_scale = d->true_cfg_scale,
+                          .num_inference_steps = now.num_inference_steps,
+                          .true_cfg_scale = now.true_cfg_scale,
+                          .lightning = now.lightning,
                           .keep_size = d->keep_size,
                           .max_side = d->max_side,
                           .ref_area = d->ref_area};
@@ -235,6 +267,7 @@ qie_status qie_engine_plan(qie_engine *e, const qie_edit_options *options, bool 
     memset(plan, 0, sizeof *plan);
     if (e->compute->mem)
         QIE_TRY(e->compute->mem->check(e->compute, err));
+    QIE_TRY(select_loras(e, options, err));
     int64_t limit = limit_of(e);
     qie_status st = qie_prepare(&e->model, options, e->act, limit, &p, err);
     if (st == QIE_OK) {
@@ -267,6 +300,7 @@ qie_status qie_engine_bench(qie_engine *e, const qie_edit_options *edit,
     QIE_FAIL_IF(options->repeats < 1 || options->repeats > QIE_BENCH_MAX_REPEATS, QIE_E_INVALID,
                 err, "repeats", "repeats is %d, not within 1..%d", options->repeats,
                 QIE_BENCH_MAX_REPEATS);
+    QIE_TRY(select_loras(e, edit, err));
     int64_t limit = limit_of(e);
     qie_status st = qie_prepare(&e->model, edit, e->act, limit, &p, err);
     if (st == QIE_OK)
@@ -314,6 +348,7 @@ qie_status qie_engine_edit(qie_engine *e, const qie_edit_options *options, qie_e
     memset(out, 0, sizeof *out);
     if (e->compute->mem) /* a device that failed stays failed: no guess about memory */
         QIE_TRY(e->compute->mem->check(e->compute, err));
+    QIE_TRY(select_loras(e, options, err));
     qie_observer *observer = NULL;
     QIE_TRY(qie_observer_create_from_env(&observer, err));
     bool non_finite;
@@ -362,6 +397,19 @@ char *qie_edit_parameters_json(const qie_engine *e, const qie_edit_options *opti
     qie_json_put(j, "num_inference_steps", qie_json_new_int(p->num_inference_steps));
     qie_json_put(j, "true_cfg_scale", qie_json_new_double(p->true_cfg_scale));
     qie_json_put(j, "cfg", qie_json_new_bool(p->cfg));
+    if (p->lightning)
+        qie_json_put(j, "schedule", qie_json_new_string("lightning"));
+    qie_json *loras = qie_json_new_array();
+    for (size_t i = 0; i < p->n_loras; i++) {
+        qie_json *one = qie_json_new_object();
+        qie_json_put(one, "name", qie_json_new_string(p->loras[i].name));
+        qie_json_put(one, "weight", qie_json_new_double(p->loras[i].weight));
+        qie_json_push(loras, one);
+    }
+    if (p->n_loras)
+        qie_json_put(j, "loras", loras);
+    else
+        qie_json_free(loras);
     qie_json_put(j, "width", qie_json_new_int(p->output_width));
     qie_json_put(j, "height", qie_json_new_int(p->output_height));
     if (p->output_width != p->width || p->output_height != p->height) {
@@ -461,6 +509,50 @@ static qie_json *describe_file(const qie_weights *w, const char *path) {
     return j;
 }
 
+/* ---- a LoRA */
+
+static bool is_lora(const qie_weights *w) {
+    for (size_t i = 0; i < qie_weights_count(w); i++) {
+        const char *name = qie_weights_at(w, i)->name;
+        if (strstr(name, ".lora_") || strstr(name, ".lora.") || strstr(name, "lokr_w") ||
+            strstr(name, "hada_w"))
+            return true;
+    }
+    return false;
+}
+
+static qie_json *describe_lora(const qie_lora *l, const char *path) {
+    qie_json *j = describe_weights(l->file), *list = qie_json_new_array();
+    bool from_metadata;
+    const char *base = qie_lora_base(l, &from_metadata);
+    qie_json_put(j, "kind", qie_json_new_string("lora"));
+    qie_json_put(j, "path", qie_json_new_string(path));
+    qie_json_put(j, "min_rank", qie_json_new_int(l->min_rank));
+    qie_json_put(j, "max_rank", qie_json_new_int(l->max_rank));
+    if (base)
+        qie_json_put(j, "made_for", qie_json_new_string(base));
+    if (l->preset.lightning) {
+        int steps = l->preset.num_inference_steps;
+        qie_json_put(j, "preset", qie_json_new_string("lightning"));
+        qie_json_put(j, "preset_from", qie_json_new_string(l->preset_from));
+        qie_json_put(j, "num_inference_steps",
+                     qie_json_new_int(steps ? steps : QIE_LIGHTNING_STEPS));
+    }
+    qie_json_put(j, "n_modules", qie_json_new_int((int64_t)l->n_modules));
+    for (size_t i = 0; i < l->n_modules; i++) {
+        const qie_lora_module *m = &l->modules[i];
+        qie_json *one = qie_json_new_object();
+        qie_json_put(one, "name", qie_json_new_string(m->name));
+        qie_json_put(one, "rank", qie_json_new_int(m->rank));
+        qie_json_put(one, "scale", qie_json_new_double(m->scale));
+        qie_json_put(one, "in", qie_json_new_int(m->k));
+        qie_json_put(one, "out", qie_json_new_int(m->n));
+        qie_json_push(list, one);
+    }
+    qie_json_put(j, "modules", list);
+    return j;
+}
+
 qie_status qie_model_describe(const char *path, char **json_out, qie_error *err) {
     *json_out = NULL;
     qie_json *j;
@@ -468,8 +560,15 @@ qie_status qie_model_describe(const char *path, char **json_out, qie_error *err)
     qie_model m;
     if (strcmp(path, "demo") && access(path, R_OK) == 0 && strstr(path, ".safetensors")) {
         QIE_TRY(qie_weights_open_file(path, &w, err));
-        j = describe_file(w, path);
+        bool lora = is_lora(w);
+        j = lora ? NULL : describe_file(w, path);
         qie_weights_close(w);
+        if (lora) {
+            qie_lora *l;
+            QIE_TRY(qie_lora_open(path, &l, err));
+            j = describe_lora(l, path);
+            qie_lora_close(l);
+        }
     } else {
         QIE_TRY(qie_model_open(path, &m, err));
         j = describe_model(&m, path);

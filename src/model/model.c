@@ -1,12 +1,19 @@
 #define _GNU_SOURCE
 #include "model/model.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/error.h"
 #include "model/demo_files.h"
 #include "plan/tensors.h"
+
+static void each_linear(void *model, qie_linear_fn fn, void *arg) {
+    qie_model *m = model;
+    qie_transformer_each_linear(m->transformer, fn, arg);
+    qie_text_encoder_each_linear(m->text_encoder, fn, arg);
+}
 
 static qie_status open_parts(qie_model *m, qie_error *err) {
     QIE_TRY(qie_model_config_read(m->files, &m->config, err));
@@ -39,6 +46,9 @@ qie_status qie_model_open(const char *path, qie_model *m, qie_error *err) {
                         : qie_files_open_dir(path, &m->files, err);
     if (st == QIE_OK)
         st = open_parts(m, err);
+    if (st == QIE_OK)
+        st = qie_adapters_create(each_linear, m, m->config.transformer.zero_cond_t, &m->adapters,
+                                 err);
     if (st != QIE_OK) {
         qie_error_context(err, "opening model '%s'", path);
         qie_model_release(m);
@@ -47,6 +57,7 @@ qie_status qie_model_open(const char *path, qie_model *m, qie_error *err) {
 }
 
 void qie_model_release(qie_model *m) {
+    qie_adapters_destroy(m->adapters);
     qie_vae_close(m->vae);
     qie_text_encoder_close(m->text_encoder);
     qie_transformer_close(m->transformer);
@@ -56,6 +67,37 @@ void qie_model_release(qie_model *m) {
     qie_tokenizer_close(m->tokenizer);
     qie_files_close(m->files);
     memset(m, 0, sizeof *m);
+}
+
+void qie_model_find_preset(qie_model *m, const char *name) {
+    const qie_defaults_config *d = &m->config.defaults;
+    qie_preset p = qie_preset_from_name(name);
+    m->preset_cfg = 1;
+    if (p.lightning) {
+        snprintf(m->preset_from, sizeof m->preset_from, "model '%.100s' by its name", name);
+    } else if (d->lightning || qie_scheduler_is_lightning(&m->config.scheduler)) {
+        p.lightning = true;
+        snprintf(m->preset_from, sizeof m->preset_from, "model '%.100s' by its %s", name,
+                 d->lightning ? "qwen_edit.json" : "scheduler");
+        m->preset_cfg = d->cfg_told ? d->true_cfg_scale : 1;
+    }
+    if (!p.num_inference_steps && d->steps_told)
+        p.num_inference_steps = d->num_inference_steps;
+    m->preset = p;
+}
+
+qie_model_defaults qie_model_defaults_now(const qie_model *m) {
+    const qie_adapters_active *a = qie_adapters_get(m->adapters);
+    const qie_defaults_config *d = &m->config.defaults;
+    const qie_preset *p = a->preset.lightning ? &a->preset : &m->preset;
+    qie_model_defaults r = {d->num_inference_steps, d->true_cfg_scale, p->lightning,
+                            a->preset.lightning ? a->preset_from : m->preset_from};
+    if (p->lightning) {
+        r.num_inference_steps =
+            p->num_inference_steps ? p->num_inference_steps : QIE_LIGHTNING_STEPS;
+        r.true_cfg_scale = a->preset.lightning ? 1 : m->preset_cfg;
+    }
+    return r;
 }
 
 static int64_t larger(int64_t a, int64_t b) {

@@ -2,6 +2,7 @@
 #ifndef QIE_MODEL_MODEL_H
 #define QIE_MODEL_MODEL_H
 
+#include "model/adapters.h"
 #include "model/text_encoder.h"
 #include "model/transformer.h"
 #include "model/vae.h"
@@ -17,12 +18,28 @@ typedef struct qie_model {
     qie_transformer *transformer;
     qie_text_encoder *text_encoder;
     qie_vae *vae;
+    qie_adapters *adapters;
+    qie_preset preset; /* of a merged checkpoint: qie_model_find_preset */
+    double preset_cfg;
+    char preset_from[192];
 } qie_model;
 
 /* Open `path` (a folder, or "demo"). m is zeroed first; release it in any case.
  * Errors: see qie_engine_open. */
 qie_status qie_model_open(const char *path, qie_model *m, qie_error *err);
 void qie_model_release(qie_model *m);
+/* Is this a merged Lightning checkpoint, by its name (last part of the path), its schedule or its
+ * qwen_edit.json? */
+void qie_model_find_preset(qie_model *m, const char *name);
+/* Defaults in force: those of the LoRAs, else of a merged checkpoint, else of qwen_edit.json, else
+ * the released ones. */
+typedef struct qie_model_defaults {
+    int num_inference_steps;
+    double true_cfg_scale;
+    bool lightning;          /* take its schedule, too */
+    const char *preset_from; /* for people: where the preset comes from */
+} qie_model_defaults;
+qie_model_defaults qie_model_defaults_now(const qie_model *m);
 /* Largest extents of all operations of this model, for the back end's scratch. */
 qie_compute_limits qie_model_limits(const qie_model_config *c);
 /* All groups of weights in order of use, numbered; free *out with free(). Errors: NO_MEMORY. */

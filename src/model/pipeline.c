@@ -552,7 +552,12 @@ static qie_status begin(edit *e, qie_model *m, const qie_run *run, qie_prepared 
     int n_steps = p->options.num_inference_steps;
     QIE_TRY(alloc(run, 2ll * n_steps + 1, &e->sigmas, err));
     e->timesteps = e->sigmas + n_steps + 1;
-    qie_scheduler_sigmas(&m->config.scheduler, n_steps, p->sizes.n_target, e->sigmas, e->timesteps);
+    if (p->request.lora_rank) {
+        int64_t room = qie_memory_lora_rows(&p->request) * p->request.lora_rank;
+        QIE_TRY(qie_run_alloc(run, sizeof(float) * (size_t)room, &data, err));
+        e->run.lowrank_room = data;
+    }
+    qie_scheduler_sigmas(&p->scheduler, n_steps, p->sizes.n_target, e->sigmas, e->timesteps);
     return QIE_OK;
 }
 

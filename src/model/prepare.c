@@ -48,10 +48,11 @@ static qie_status check_options(const qie_edit_options *o, qie_error *err) {
 
 static void fill_defaults(const qie_model *m, qie_edit_options *o) {
     const qie_defaults_config *d = &m->config.defaults;
+    qie_model_defaults now = qie_model_defaults_now(m);
     if (o->num_inference_steps == 0)
-        o->num_inference_steps = d->num_inference_steps;
+        o->num_inference_steps = now.num_inference_steps;
     if (o->true_cfg_scale < 0)
-        o->true_cfg_scale = d->true_cfg_scale;
+        o->true_cfg_scale = now.true_cfg_scale;
     if (o->max_side == 0)
         o->max_side = d->max_side;
     if (o->max_side == -1)
@@ -62,6 +63,15 @@ static void fill_defaults(const qie_model *m, qie_edit_options *o) {
         o->keep_size = d->keep_size && !o->width && !o->height;
     if (o->num_images == 0)
         o->num_images = 1;
+}
+
+static void choose_schedule(const qie_model *m, qie_prepared *p) {
+    p->scheduler = m->config.scheduler;
+    p->lightning =
+        p->options.schedule == QIE_SCHEDULE_LIGHTNING ||
+        (p->options.schedule == QIE_SCHEDULE_AUTO && qie_model_defaults_now(m).lightning);
+    if (p->lightning)
+        qie_scheduler_set_lightning(&p->scheduler);
 }
 
 static qie_status make_sizes(const qie_model *m, const qie_edit_options *o, qie_size_plan *s,
@@ -181,6 +191,7 @@ qie_status qie_prepare(const qie_model *m, const qie_edit_options *options, qie_
     memset(out, 0, sizeof *out);
     out->options = *options;
     fill_defaults(m, &out->options);
+    choose_schedule(m, out);
     QIE_TRY(check_options(&out->options, err));
     QIE_TRY(make_sizes(m, &out->options, &out->sizes, err));
     out->n_passes = out->options.true_cfg_scale > 1 && out->options.negative_prompt ? 2 : 1;
@@ -192,6 +203,8 @@ qie_status qie_prepare(const qie_model *m, const qie_edit_options *options, qie_
                                         .n_passes = out->n_passes,
                                         .n_steps = out->options.num_inference_steps,
                                         .n_outputs = out->options.num_images,
+                                        .lora_rank = qie_adapters_get(m->adapters)->rank,
+                                        .lora_flops = qie_adapters_get(m->adapters)->flops,
                                         .preview_px = out->options.preview_max_px,
                                         .limit_bytes = limit_bytes};
     for (int i = 0; i < out->n_passes; i++) {
@@ -220,6 +233,32 @@ __attribute__((format(printf, 2, 3))) static void warn(qie_edit_plan *plan, cons
     va_end(ap);
 }
 
+/* What a preset changed, and that it was one. */
+static void describe_preset(const qie_model *m, const qie_prepared *p, qie_edit_plan *plan) {
+    qie_model_defaults now = qie_model_defaults_now(m);
+    const qie_edit_options *o = &p->options;
+    if (!now.lightning)
+        return;
+    if (p->lightning && o->num_inference_steps == now.num_inference_steps && p->n_passes == 1)
+        warn(plan, "Lightning, %s: %d steps, no CFG, its own schedule", now.preset_from,
+             o->num_inference_steps);
+    else
+        warn(plan, "Lightning, %s, is made for %d steps without CFG: %d steps%s%s asked for",
+             now.preset_from, now.num_inference_steps, o->num_inference_steps,
+             p->n_passes > 1 ? " with CFG" : "", p->lightning ? "" : " on the model's schedule");
+}
+
+static void describe_loras(const qie_model *m, qie_edit_plan *plan) {
+    const qie_adapters_active *a = qie_adapters_get(m->adapters);
+    plan->n_loras = a->n;
+    for (size_t i = 0; i < a->n; i++) {
+        memcpy(plan->loras[i].name, a->loras[i].name, sizeof plan->loras[i].name);
+        plan->loras[i].weight = a->loras[i].weight;
+        plan->loras[i].n_modules = a->loras[i].n_modules;
+        plan->loras[i].max_rank = (int)a->loras[i].max_rank;
+    }
+}
+
 void qie_prepared_describe(const qie_model *m, const qie_prepared *p, qie_edit_plan *plan) {
     memset(plan, 0, sizeof *plan);
     const qie_size_plan *s = &p->sizes;
@@ -245,6 +284,9 @@ void qie_prepared_describe(const qie_model *m, const qie_prepared *p, qie_edit_p
     plan->num_inference_steps = p->options.num_inference_steps;
     plan->true_cfg_scale = p->options.true_cfg_scale;
     plan->cfg = p->n_passes > 1;
+    plan->lightning = p->lightning;
+    describe_loras(m, plan);
+    describe_preset(m, p, plan);
     plan->vae_tiled = p->memory.vae_tiled;
     plan->working_bytes = p->memory.total;
     plan->weights_bytes = qie_model_weights_bytes(m);
@@ -270,6 +312,6 @@ void qie_prepared_describe(const qie_model *m, const qie_prepared *p, qie_edit_p
     if (p->memory.vae_tiled)
         warn(plan,
              "the VAE works in tiles to fit into memory: seams may differ slightly from diffusers");
-    if (p->options.num_inference_steps == 1 && m->config.scheduler.shift_terminal > 0)
+    if (p->options.num_inference_steps == 1 && p->scheduler.shift_terminal > 0)
         warn(plan, "one step: the schedule is 1, 0 (diffusers divides zero by zero here)");
 }

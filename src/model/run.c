@@ -170,6 +170,8 @@ qie_status qie_bind_linear(const qie_weights *w, const char *name, int64_t n, in
     out->w = (qie_wmat){.data = t->data, .dtype = t->dtype, .n = n, .k = k};
     out->b = (qie_vec){NULL, QIE_F32, 0};
     out->int8 = false;
+    out->lowrank = NULL;
+    out->n_lowrank = 0;
     if (!bias)
         return QIE_OK;
     snprintf(full, sizeof full, "%s.bias", name);
@@ -181,6 +183,9 @@ void qie_run_linear(const qie_run *run, qie_mat x, const qie_linear *l, qie_act 
     qie_linear_args a = {.x = x,
                          .w = l->w,
                          .bias = l->b,
+                         .lowrank = l->lowrank,
+                         .n_lowrank = l->n_lowrank,
+                         .lowrank_room = run->lowrank_room,
                          .act = act,
                          .store = store,
                          .split = x.rows,
@@ -194,6 +199,9 @@ void qie_run_linear_gated(const qie_run *run, qie_mat x, const qie_linear *l, co
     qie_linear_args a = {.x = x,
                          .w = l->w,
                          .bias = l->b,
+                         .lowrank = l->lowrank,
+                         .n_lowrank = l->n_lowrank,
+                         .lowrank_room = run->lowrank_room,
                          .store = QIE_STORE_GATED_ADD,
                          .gate = {gate0, gate1},
                          .split = split,
@@ -204,6 +212,12 @@ void qie_run_linear_gated(const qie_run *run, qie_mat x, const qie_linear *l, co
 
 void qie_linear_prefetch(const qie_linear *l) {
     qie_weights_prefetch(l->w.data, (size_t)l->w.n * qie_dtype_row_bytes(l->w.dtype, l->w.k));
+    for (size_t i = 0; i < l->n_lowrank; i++) {
+        const qie_wmat *m[2] = {&l->lowrank[i].down, &l->lowrank[i].up};
+        for (int k = 0; k < 2; k++)
+            qie_weights_prefetch(m[k]->data,
+                                 (size_t)m[k]->n * qie_dtype_row_bytes(m[k]->dtype, m[k]->k));
+    }
 }
 
 void qie_group_add(qie_weight_group *g, const void *data, size_t n_bytes) {

@@ -18,6 +18,7 @@ typedef struct qie_run {
     bool int8;                /* layers that bear it multiply in 8-bit integers */
     const atomic_int *cancel; /* not zero: stop */
     qie_observer *observer;   /* NULL: no dump */
+    float *lowrank_room;      /* for LoRAs: rows x sum of ranks of any layer, planned */
     /* Called at least once per block, layer and VAE level (liveness, progress inside a stage). */
     void (*beat)(void *arg);
     void *beat_arg;
@@ -71,7 +72,9 @@ qie_status qie_run_mat(const qie_run *run, qie_dtype dtype, int64_t rows, int64_
 /* A linear layer bound to its tensors. */
 typedef struct qie_linear {
     qie_wmat w;
-    qie_vec b; /* data NULL: none */
+    qie_vec b;                  /* data NULL: none */
+    const qie_lowrank *lowrank; /* of the LoRAs in force: model/adapters.c */
+    size_t n_lowrank;
     bool int8; /* may be multiplied in 8-bit integers */
 } qie_linear;
 

@@ -100,6 +100,43 @@ fail:
     return st;
 }
 
+void qie_text_encoder_each_linear(qie_text_encoder *e,
+                                  void (*fn)(void *arg, const char *name, qie_linear *l),
+                                  void *arg) {
+    char n[96];
+    for (int i = 0; i < e->t.num_hidden_layers; i++) {
+        qie_language_layer *l = &e->layers[i];
+        const struct {
+            const char *name;
+            qie_linear *l;
+        } list[] = {{"self_attn.q_proj", &l->q}, {"self_attn.k_proj", &l->k},
+                    {"self_attn.v_proj", &l->v}, {"self_attn.o_proj", &l->o},
+                    {"mlp.gate_proj", &l->gate}, {"mlp.up_proj", &l->up},
+                    {"mlp.down_proj", &l->down}};
+        for (size_t k = 0; k < sizeof list / sizeof *list; k++) {
+            snprintf(n, sizeof n, "model.layers.%d.%s", i, list[k].name);
+            fn(arg, n, list[k].l);
+        }
+    }
+    for (int i = 0; i < e->v.depth; i++) {
+        qie_vision_block *b = &e->vision.blocks[i];
+        const struct {
+            const char *name;
+            qie_linear *l;
+        } list[] = {{"attn.qkv", &b->qkv},
+                    {"attn.proj", &b->proj},
+                    {"mlp.gate_proj", &b->gate},
+                    {"mlp.up_proj", &b->up},
+                    {"mlp.down_proj", &b->down}};
+        for (size_t k = 0; k < sizeof list / sizeof *list; k++) {
+            snprintf(n, sizeof n, "visual.blocks.%d.%s", i, list[k].name);
+            fn(arg, n, list[k].l);
+        }
+    }
+    fn(arg, "visual.merger.mlp.0", &e->vision.merge0);
+    fn(arg, "visual.merger.mlp.2", &e->vision.merge2);
+}
+
 void qie_text_encoder_close(qie_text_encoder *e) {
     if (!e)
         return;

@@ -17,6 +17,10 @@ qie_status qie_text_encoder_open(const qie_text_config *t, const qie_vision_conf
 void qie_text_encoder_close(qie_text_encoder *e);
 /* Its groups of weights in order of use, 2 + depth + num_hidden_layers of them. */
 size_t qie_text_encoder_groups(qie_text_encoder *e, qie_weight_group **out);
+/* Call fn with the name and place of every linear layer of both towers. */
+void qie_text_encoder_each_linear(qie_text_encoder *e,
+                                  void (*fn)(void *arg, const char *name, qie_linear *l),
+                                  void *arg);
 
 /* Vision tower over all pictures of a request.
  * patches [n_patches, 3 * temporal * patch * patch] in merge-block order, pictures after each other

@@ -70,14 +70,15 @@ size_t qie_transformer_groups(qie_transformer *t, qie_weight_group **out) {
     return n;
 }
 
+/* [image stream?][linears as in bind_stream, then the two norms] */
+static const char *const STREAM_NAMES[2][9] = {
+    {"attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out", "txt_mod.1",
+     "txt_mlp.net.0.proj", "txt_mlp.net.2", "attn.norm_added_q.weight", "attn.norm_added_k.weight"},
+    {"attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0", "img_mod.1", "img_mlp.net.0.proj",
+     "img_mlp.net.2", "attn.norm_q.weight", "attn.norm_k.weight"}};
+
 static qie_status bind_stream(const qie_weights *w, const qie_transformer_config *c, int i_block,
                               bool image, stream *s, qie_error *err) {
-    static const char *const names[2][9] = {
-        {"attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out", "txt_mod.1",
-         "txt_mlp.net.0.proj", "txt_mlp.net.2", "attn.norm_added_q.weight",
-         "attn.norm_added_k.weight"},
-        {"attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0", "img_mod.1", "img_mlp.net.0.proj",
-         "img_mlp.net.2", "attn.norm_q.weight", "attn.norm_k.weight"}};
     int64_t d = c->inner_dim;
     struct {
         qie_linear *l;
@@ -86,7 +87,7 @@ static qie_status bind_stream(const qie_weights *w, const qie_transformer_config
                     {&s->mod, 6 * d, d}, {&s->up, 4 * d, d}, {&s->down, d, 4 * d}};
     char name[128];
     for (int i = 0; i < 9; i++) {
-        snprintf(name, sizeof name, "transformer_blocks.%d.%s", i_block, names[image][i]);
+        snprintf(name, sizeof name, "transformer_blocks.%d.%s", i_block, STREAM_NAMES[image][i]);
         if (i < 7)
             QIE_TRY(qie_bind_linear(w, name, linears[i].n, linears[i].k, true, linears[i].l, err));
         else
@@ -135,6 +136,27 @@ qie_status qie_transformer_open(const qie_transformer_config *c, const qie_weigh
 fail:
     qie_transformer_close(t);
     return st;
+}
+
+void qie_transformer_each_linear(qie_transformer *t,
+                                 void (*fn)(void *arg, const char *name, qie_linear *l),
+                                 void *arg) {
+    fn(arg, "time_text_embed.timestep_embedder.linear_1", &t->time1);
+    fn(arg, "time_text_embed.timestep_embedder.linear_2", &t->time2);
+    fn(arg, "img_in", &t->img_in);
+    fn(arg, "txt_in", &t->txt_in);
+    fn(arg, "norm_out.linear", &t->norm_out);
+    fn(arg, "proj_out", &t->proj_out);
+    for (int b = 0; b < t->c.num_layers; b++)
+        for (int image = 0; image < 2; image++) {
+            stream *s = image ? &t->blocks[b].img : &t->blocks[b].txt;
+            qie_linear *l[7] = {&s->q, &s->k, &s->v, &s->out, &s->mod, &s->up, &s->down};
+            char name[128];
+            for (int i = 0; i < 7; i++) {
+                snprintf(name, sizeof name, "transformer_blocks.%d.%s", b, STREAM_NAMES[image][i]);
+                fn(arg, name, l[i]);
+            }
+        }
 }
 
 void qie_transformer_close(qie_transformer *t) {

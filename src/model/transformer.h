@@ -20,6 +20,9 @@ qie_status qie_transformer_open(const qie_transformer_config *c, const qie_weigh
 void qie_transformer_close(qie_transformer *t);
 /* Its groups of weights in order of use, 1 + 2 * num_layers of them. */
 size_t qie_transformer_groups(qie_transformer *t, qie_weight_group **out);
+/* Call fn with the name and place of every linear layer. */
+void qie_transformer_each_linear(qie_transformer *t,
+                                 void (*fn)(void *arg, const char *name, qie_linear *l), void *arg);
 
 /* State of one edit: buffers in the run's arena, dead when the arena is released. */
 typedef struct qie_denoiser qie_denoiser;

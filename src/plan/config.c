@@ -413,6 +413,9 @@ static void read_processor(reader *r, qie_processor_config *c, const qie_vision_
 static void read_defaults(reader *r, qie_defaults_config *d) {
     d->num_inference_steps = (int)num(r, "num_inference_steps", 40, 1, 200);
     d->true_cfg_scale = real(r, "true_cfg_scale", 4.0, 0, 20);
+    d->lightning = flag(r, "lightning", false);
+    d->steps_told = member(r, "num_inference_steps") != NULL;
+    d->cfg_told = member(r, "true_cfg_scale") != NULL;
     d->max_side = (int)num(r, "max_side", 0, 0, 4096);
     d->ref_area = num(r, "ref_area", 0, 0, INT64_C(1) << 24);
     if (r->st == QIE_OK && d->max_side && d->max_side < 64)

@@ -66,6 +66,8 @@ typedef struct qie_defaults_config {
     int max_side;            /* 0: none */
     int64_t ref_area;        /* 0: none */
     bool keep_size;
+    bool lightning;                    /* a merged Lightning checkpoint: plan/preset.h */
+    bool steps_told, cfg_told;         /* the file names them */
     char about_en[400], about_zh[400]; /* "" if absent */
 } qie_defaults_config;
 

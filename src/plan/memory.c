@@ -197,6 +197,8 @@ static void count_flops(const qie_memory_request *r, qie_memory_plan *out) {
         double n = n_image + (double)r->n_text[p],
                m = (double)(r->n_ids[p] - (p ? r->n_prefix : 0));
         out->flops_step += c->num_layers * (24 * d * d * n + 4 * d * n * n);
+        /* as if each row met every pair: it meets those of its own stream, half of them */
+        out->flops_step += r->lora_flops / 2 * n;
         out->flops_text +=
             t->num_hidden_layers *
             (2 * m * h * (2 * h + 2 * kv + 3.0 * t->intermediate_size) + 2 * h * m * m);
@@ -216,6 +218,20 @@ static void count_flops(const qie_memory_request *r, qie_memory_plan *out) {
     out->flops_vae_decode = side[1] * r->sizes->generated.w * r->sizes->generated.h;
 }
 
+int64_t qie_memory_lora_rows(const qie_memory_request *r) {
+    int64_t most = r->sizes->n_target + r->sizes->n_reference;
+    const int64_t others[] = {r->sizes->n_patches,
+                              r->sizes->n_vision_tokens,
+                              r->n_ids[0],
+                              r->n_passes > 1 ? r->n_ids[1] : 0,
+                              r->n_text[0],
+                              r->n_passes > 1 ? r->n_text[1] : 0,
+                              QIE_PLAN_MODULATION_STEPS + 1};
+    for (size_t i = 0; i < sizeof others / sizeof *others; i++)
+        most = others[i] > most ? others[i] : most;
+    return most;
+}
+
 bool qie_memory_plan_make(const qie_memory_request *r, qie_memory_plan *out) {
     memset(out, 0, sizeof *out);
     const qie_model_config *m = r->model;
@@ -227,6 +243,8 @@ bool qie_memory_plan_make(const qie_memory_request *r, qie_memory_plan *out) {
     for (int i = 0; i < 2 + r->n_outputs; i++) /* conditional and unconditional velocity, latents */
         add(&keep, (double)r->sizes->n_target * ch, 4);
     add(&keep, 2.0 * r->n_steps + 1, 4);
+    if (r->lora_rank)
+        add(&keep, (double)qie_memory_lora_rows(r) * (double)r->lora_rank, 4);
     add(&keep, 1 << 16, 1);
     double text = text_stage(r, act), denoise = denoise_stage(r, act);
     int f = m->vae.scale_factor, pw = r->sizes->generated.w, ph = r->sizes->generated.h;

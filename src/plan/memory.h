@@ -19,6 +19,8 @@ typedef struct qie_memory_request {
     int64_t n_prefix;  /* tokens that both prompts begin with: computed once; 0 without CFG */
     int n_steps;
     int n_outputs;       /* pictures made from one set of inputs */
+    int64_t lora_rank;   /* largest sum of ranks of LoRAs at one layer; 0: none */
+    double lora_flops;   /* of one row through all of them */
     int preview_px;      /* longest side of previews, 0: none */
     int64_t limit_bytes; /* tile the VAE when a whole picture would exceed this; 0: never */
 } qie_memory_request;
@@ -31,6 +33,8 @@ typedef struct qie_memory_plan {
     double flops_text, flops_vae_encode, flops_step, flops_vae_decode; /* flops_step: all passes */
 } qie_memory_plan;
 
+/* Rows that any linear layer of this edit has at most: LoRAs need lora_rank floats for each. */
+int64_t qie_memory_lora_rows(const qie_memory_request *r);
 /* False if any number overflows 63 bits or the plan exceeds 2^46 bytes. */
 bool qie_memory_plan_make(const qie_memory_request *r, qie_memory_plan *out);
 

@@ -382,6 +382,16 @@ const char *qie_weights_metadata(const qie_weights *w, const char *key) {
     return NULL;
 }
 
+bool qie_weights_metadata_at(const qie_weights *w, size_t i, const char **key, const char **value) {
+    for (size_t f = 0; f < w->n_files; i -= w->files[f++].n_meta)
+        if (i < w->files[f].n_meta) {
+            *key = w->files[f].meta[2 * i];
+            *value = w->files[f].meta[2 * i + 1];
+            return true;
+        }
+    return false;
+}
+
 int64_t qie_weights_bytes(const qie_weights *w) {
     return w->bytes;
 }

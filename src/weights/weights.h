@@ -56,6 +56,8 @@ qie_status qie_weights_need(const qie_weights *w, const char *name, int n_dims,
 const char *qie_weights_file_of(const qie_weights *w, const qie_tensor *t);
 /* Value of a key in the files' __metadata__; NULL if absent. */
 const char *qie_weights_metadata(const qie_weights *w, const char *key);
+/* The i-th pair of the files' __metadata__, both borrowed; false behind the last one. */
+bool qie_weights_metadata_at(const qie_weights *w, size_t i, const char **key, const char **value);
 /* Sum of tensor bytes and of elements. */
 int64_t qie_weights_bytes(const qie_weights *w);
 int64_t qie_weights_elements(const qie_weights *w);

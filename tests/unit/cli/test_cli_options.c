@@ -69,7 +69,7 @@ QTEST(test_arguments_wrong_are_refused_by_name) {
     } cases[] = {
         {{"--stpes", "3"}, QIE_E_USAGE, "did you mean '--steps'"},
         {{"--neg", "x"}, QIE_E_USAGE, "did you mean '--negative'"},
-        {{"--lora", "x"}, QIE_E_USAGE, "unknown flag '--lora'"},
+        {{"--mask", "x"}, QIE_E_USAGE, "unknown flag '--mask'"},
         {{"-Z"}, QIE_E_USAGE, "unknown flag '-Z'"},
         {{"-s"}, QIE_E_USAGE, "-s/--steps needs an argument"},
         {{"-p", "--output"}, QIE_E_USAGE, "-p/--prompt needs an argument"},
