@@ -5,7 +5,7 @@ set(cuda_host ${cuda_dir}/cu_memory.cpp ${cuda_dir}/cu_weights.cpp ${cuda_dir}/c
 set(cuda_kernels ${cuda_dir}/kernels_rows.cu ${cuda_dir}/kernels_elements.cu ${cuda_dir}/kernels_attention.cu
     ${cuda_dir}/kernels_conv.cu)
 # What a plugin needs of the layers below: it gets nothing from the program but structs.
-set(cuda_below ${CMAKE_SOURCE_DIR}/src/base/error.c ${CMAKE_SOURCE_DIR}/src/base/dtype.c
+set(cuda_below ${CMAKE_SOURCE_DIR}/src/base/error.c ${CMAKE_SOURCE_DIR}/src/base/blocks.c src/base/dtype.c
     ${CMAKE_SOURCE_DIR}/src/plan/assign.c)
 
 # Not in the sanitizers' builds: fibers on stacks of their own, thread by thread, take minutes there.

@@ -2,6 +2,8 @@
 
 #include <stdbool.h>
 
+#include "base/blocks.h"
+
 /* A type without blocks has blocks of one element. */
 static const struct {
     const char *name;
@@ -124,6 +126,6 @@ int qie_to_f32(float *dst, const void *src, qie_dtype dtype, size_t n) {
             dst[i] = (float)d;
         }
         return 0;
-    default: return -1;
+    default: return qie_blocks_to_f32(dst, src, dtype, n);
     }
 }

@@ -68,8 +68,8 @@ static inline qie_bf16 qie_f32_to_bf16(float f) {
 float qie_f16_to_f32(qie_f16 h);
 qie_f16 qie_f32_to_f16(float f);
 
-/* Convert n elements of `dtype` at src to f32. dtype: F32, BF16, F16 (others: returns -1, dst
- * untouched). src needs no alignment. */
+/* Convert n elements of `dtype` at src to f32: F32, BF16, F16, F64, F8_*, I8 or whole blocks
+ * (others: returns -1, dst untouched). src needs no alignment. */
 int qie_to_f32(float *dst, const void *src, qie_dtype dtype, size_t n);
 
 #endif

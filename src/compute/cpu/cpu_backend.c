@@ -7,6 +7,7 @@
 #include "compute/cpu/cpu_backend.h"
 #include "compute/cpu/cpu_state.h"
 #include "compute/cpu/onednn_backend.h"
+#include "compute/cpu/quantised.h"
 #include "compute/cpu/ref.h"
 
 static size_t round_up(size_t n) {
@@ -15,7 +16,7 @@ static size_t round_up(size_t n) {
 
 static qie_cpu_state plan(const qie_compute_limits *limits) {
     qie_cpu_state s = {0};
-    size_t linear = QIE_A_BYTES + QIE_B_BYTES + QIE_C_BYTES;
+    size_t linear = QIE_A_BYTES + QIE_B_BYTES + QIE_PANEL_BYTES + QIE_C_BYTES;
     size_t attention = qie_cpu_attention_bytes(limits->max_head_dim);
     size_t thread = linear > attention ? linear : attention;
     size_t shared = qie_cpu_conv_bytes(limits->max_conv_k, limits->max_conv_n);

@@ -142,6 +142,9 @@ typedef struct qie_kernels {
     /* n elements, any type to F32 or BF16. */
     void (*convert)(void *dst, qie_dtype dst_dtype, const void *src, qie_dtype src_dtype,
                     int64_t n);
+    /* n elements of a weight's row, of any type and whole blocks, times *scale (NULL: 1). */
+    void (*load_weights)(float *dst, const void *src, qie_dtype dtype, int64_t n,
+                         const float *scale);
     void (*rms_norm)(const void *x, qie_dtype x_dtype, qie_vec w, float eps, int64_t n, void *dst,
                      qie_dtype dst_dtype);
     void (*layer_norm)(const float *x, const float *scale, const float *shift, float eps, int64_t n,
@@ -161,6 +164,8 @@ extern const qie_gemm qie_f32_gemm_avx2, qie_f32_gemm_avx512, qie_bf16_gemm_avx5
 void qie_bf16_gemm_amx_make(qie_gemm *out);
 extern const qie_i8_gemm qie_i8_gemm_avx2, qie_i8_gemm_avx512, qie_i8_gemm_avx512bf16,
     qie_i8_gemm_amx;
+void qie_load_weights_avx2(float *dst, const void *src, qie_dtype dtype, int64_t n,
+                           const float *scale);
 extern const qie_kernels qie_kernels_avx2, qie_kernels_avx512, qie_kernels_avx512bf16;
 #endif
 

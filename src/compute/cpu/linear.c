@@ -16,6 +16,7 @@
 
 #include "base/parallel.h"
 #include "compute/cpu/cpu_state.h"
+#include "compute/cpu/quantised.h"
 
 enum {
     SMALL_M = 8,
@@ -33,9 +34,6 @@ typedef struct linear_job {
     int64_t task_cols, n_row_tasks;
 } linear_job;
 
-static const void *weight_at(const qie_wmat *w, int64_t n, int64_t k) {
-    return (const unsigned char *)w->data + (size_t)(n * w->k + k) * qie_dtype_size(w->dtype);
-}
 static void *mat_at(const qie_mat *m, int64_t row, int64_t col) {
     return (unsigned char *)m->data + (size_t)(row * m->ld + col) * qie_dtype_size(m->dtype);
 }
@@ -67,6 +65,21 @@ void qie_cpu_finish_rows(const qie_compute *c, const qie_linear_args *a, const f
     }
 }
 
+/* Up to n columns from n0 on, as one packed panel of nv vectors; `panel` is room for them. */
+static void pack_weights(const linear_job *job, int64_t n0, int64_t n, int64_t k0, int64_t k,
+                         int nv, void *packed, float *panel) {
+    const qie_wmat *w = &job->a->w;
+    const qie_gemm *g = job->g;
+    if (qie_weights_are_plain(w)) {
+        g->pack_b(packed, nv, qie_weight_at(w, n0, k0), w->dtype, w->k, n, k);
+        return;
+    }
+    int64_t most = (int64_t)nv * g->vw;
+    n = n < most ? n : most;
+    qie_load_panel(qie_cpu_state_of(job->c)->kernels, w, n0, n, k0, k, panel, k);
+    g->pack_b(packed, nv, panel, QIE_F32, k, n, k);
+}
+
 static void linear_task(void *arg, size_t index, int i_thread) {
     const linear_job *job = arg;
     const qie_linear_args *a = job->a;
@@ -78,24 +91,23 @@ static void linear_task(void *arg, size_t index, int i_thread) {
     int64_t n = a->w.n - n0 < job->task_cols ? a->w.n - n0 : job->task_cols, k_all = a->w.k;
     unsigned char *scratch = qie_cpu_thread_scratch(job->c, i_thread);
     unsigned char *block_a = scratch, *block_b = scratch + QIE_A_BYTES;
-    float *sums = (float *)(block_b + QIE_B_BYTES), room[QIE_TASK_COLS];
+    float *panel = (float *)(block_b + QIE_B_BYTES);
+    float *sums = panel + QIE_PANEL_BYTES / 4, room[QIE_TASK_COLS];
     qie_panels panels = qie_panels_make(n, g->vw);
     const float *bias = qie_cpu_load_bias(job->c, &a->bias, n0, n, room);
 
     qie_gemm_begin(g);
     int64_t block = (int64_t)QIE_K_UNITS * g->unit, n_tiles = qie_ceil_div(m, g->mr);
-    int64_t x_size = (int64_t)qie_dtype_size(a->x.dtype),
-            w_size = (int64_t)qie_dtype_size(a->w.dtype);
-    size_t x_step = (size_t)(a->x.ld * x_size);
+    int64_t x_size = (int64_t)qie_dtype_size(a->x.dtype);
+    size_t x_step = (size_t)(a->x.ld * x_size), w_step = qie_dtype_row_bytes(a->w.dtype, k_all);
     if (a->n_lowrank)
         qie_cpu_lowrank_begin(job->c, a, block_a, block_b, m0, m, n0, n, sums, panels.cols);
     for (int64_t k0 = 0; k0 < k_all; k0 += block) {
         int64_t k = k_all - k0 < block ? k_all - k0 : block, steps = qie_ceil_div(k, g->unit);
         int64_t next_k = k_all - k0 - k < block ? k_all - k0 - k : block;
         for (int p = 0; p < panels.n; p++)
-            g->pack_b(block_b + panels.col[p] * steps * 4, panels.vectors[p],
-                      weight_at(&a->w, n0 + panels.col[p], k0), a->w.dtype, k_all,
-                      n - panels.col[p], k);
+            pack_weights(job, n0 + panels.col[p], n - panels.col[p], k0, k, panels.vectors[p],
+                         block_b + panels.col[p] * steps * 4, panel);
         for (int64_t t = 0; t < n_tiles; t++) {
             int64_t r0 = m * t / n_tiles, rows = m * (t + 1) / n_tiles - r0;
             float *c = sums + r0 * panels.cols;
@@ -104,8 +116,9 @@ static void linear_task(void *arg, size_t index, int i_thread) {
             for (int p = 0; p < panels.n; p++) {
                 qie_cpu_prefetch(mat_at(&a->x, m0 + r0 + rows, k0), x_step, next_rows, k * x_size,
                                  p, panels.n);
-                qie_cpu_prefetch(weight_at(&a->w, n0, k0 + k), (size_t)(k_all * w_size), n,
-                                 next_k * w_size, t * panels.n + p, n_tiles * panels.n);
+                qie_cpu_prefetch(qie_weight_at(&a->w, n0, k0 + k), w_step, n,
+                                 (int64_t)qie_dtype_row_bytes(a->w.dtype, next_k), t * panels.n + p,
+                                 n_tiles * panels.n);
                 g->tile[QIE_A_ROWS][panels.vectors[p] - 1][rows](
                     steps, block_a, 0, block_b + panels.col[p] * steps * 4, c + panels.col[p],
                     panels.cols, NULL, k0 > 0 || a->n_lowrank);
@@ -125,10 +138,14 @@ static void small_task(void *arg, size_t index, int i_thread) {
             n = a->w.n - n0 < SMALL_COLS ? a->w.n - n0 : SMALL_COLS;
     float sums[SMALL_M][SMALL_COLS], room[SMALL_COLS];
     const float *bias = qie_cpu_load_bias(job->c, &a->bias, n0, n, room);
-    for (int64_t j = 0; j < n; j += 4)
+    bool plain = qie_weights_are_plain(&a->w);
+    for (int64_t j = 0; j < n && !plain; j += 4)
+        qie_quantised_dots(qie_cpu_state_of(job->c)->kernels, job->g, &a->x, &a->w, n0 + j,
+                           n - j < 4 ? n - j : 4, &sums[0][j], SMALL_COLS);
+    for (int64_t j = 0; j < n && plain; j += 4)
         for (int64_t r = 0; r < a->x.rows; r += 4)
             job->g->dots(mat_at(&a->x, r, 0), a->x.dtype, a->x.ld,
-                         a->x.rows - r < 4 ? a->x.rows - r : 4, weight_at(&a->w, n0 + j, 0),
+                         a->x.rows - r < 4 ? a->x.rows - r : 4, qie_weight_at(&a->w, n0 + j, 0),
                          a->w.dtype, n - j < 4 ? n - j : 4, a->w.k, &sums[r][j], SMALL_COLS);
     if (a->n_lowrank)
         qie_cpu_lowrank_dots(job->c, a, n0, n, sums[0], SMALL_COLS);

@@ -11,6 +11,7 @@
 
 #include "base/parallel.h"
 #include "compute/cpu/cpu_state.h"
+#include "compute/cpu/quantised.h"
 
 enum {
     CHUNK_ROWS = 2048,
@@ -81,12 +82,15 @@ static void x_task(void *arg, size_t index, int i_thread) {
 /* k weights of row n as the kernel takes them: where they lie, or widened into `room`. */
 static const void *weights_of(const int8_job *job, const qie_wmat *w, int64_t n, int64_t k0,
                               int64_t k, float *room, qie_dtype *dtype) {
-    const unsigned char *p =
-        (const unsigned char *)w->data + (size_t)(n * w->k + k0) * qie_dtype_size(w->dtype);
+    const unsigned char *p = qie_weight_at(w, n, k0);
+    const qie_kernels *kernels = qie_cpu_state_of(job->c)->kernels;
     *dtype = w->dtype;
     if (w->dtype == QIE_F32 || w->dtype == QIE_BF16 || w->dtype == QIE_I8)
         return p;
-    qie_cpu_state_of(job->c)->kernels->convert(room, QIE_F32, p, w->dtype, k);
+    if (w->dtype == QIE_F16)
+        kernels->convert(room, QIE_F32, p, w->dtype, k);
+    else
+        kernels->load_weights(room, p, w->dtype, k, NULL);
     *dtype = QIE_F32;
     return room;
 }

@@ -130,6 +130,19 @@ static void convert(void *dst, qie_dtype to, const void *src, qie_dtype from, in
             qie_ref_store(dst, to, i, qie_ref_load(src, from, i));
 }
 
+/* Rows [n0, n0 + n) of a weight as F32 or BF16, dense. */
+static void load_rows(void *dst, qie_dtype to, const qie_wmat *w, int64_t n0, int64_t n) {
+    enum { PIECE = 256 };
+    float v[PIECE];
+    for (int64_t r = 0; r < n; r++)
+        for (int64_t i = 0; i < w->k; i += PIECE) {
+            int64_t len = w->k - i < PIECE ? w->k - i : PIECE;
+            qie_ref_load_weights(v, w, n0 + r, i, len);
+            convert((unsigned char *)dst + (size_t)(r * w->k + i) * qie_dtype_size(to), to, v,
+                    QIE_F32, len);
+        }
+}
+
 typedef struct linear_job {
     qie_compute *c;
     const onednn_state *s;
@@ -168,10 +181,10 @@ static void linear_task(void *arg, size_t index, int i_thread) {
     unsigned char *scratch = job->c->scratch + s->shared_bytes + (size_t)i_thread * s->thread_bytes;
     float *sums = (float *)(void *)(scratch + s->input_bytes);
     const unsigned char *w =
-        (const unsigned char *)a->w.data + (size_t)(n0 * a->w.k) * qie_dtype_size(a->w.dtype);
+        (const unsigned char *)a->w.data + (size_t)n0 * qie_dtype_row_bytes(a->w.dtype, a->w.k);
     /* Unaligned mappings are copied too: oneDNN wants whole elements at least. */
     if (a->w.dtype != a->x.dtype || (uintptr_t)w % qie_dtype_size(a->w.dtype)) {
-        convert(scratch, a->x.dtype, w, a->w.dtype, n * a->w.k);
+        load_rows(scratch, a->x.dtype, &a->w, n0, n);
         w = scratch;
     }
     kernel_run(&job->kernels[m < ROWS][n < COLS], s,

@@ -14,6 +14,17 @@ float qie_ref_load(const void *data, qie_dtype dtype, int64_t i) {
     return v;
 }
 
+enum { REF_PIECE = 256 }; /* whole blocks of every type */
+
+void qie_ref_load_weights(float *dst, const qie_wmat *w, int64_t row, int64_t from, int64_t n) {
+    const unsigned char *p = w->data;
+    p += (size_t)row * qie_dtype_row_bytes(w->dtype, w->k) + qie_dtype_row_bytes(w->dtype, from);
+    qie_to_f32(dst, p, w->dtype, (size_t)n);
+    if (w->scale)
+        for (int64_t i = 0; i < n; i++)
+            dst[i] *= w->scale[w->n_scale > 1 ? row : 0];
+}
+
 void qie_ref_store(void *data, qie_dtype dtype, int64_t i, float v) {
     if (dtype == QIE_BF16)
         ((qie_bf16 *)data)[i] = qie_f32_to_bf16(v);
@@ -81,8 +92,13 @@ static float int8_dot(const qie_linear_args *a, int64_t r, int64_t n) {
         if (m->dtype == QIE_I8)
             for (int64_t i = 0; i < k; i++)
                 w[i] = ((const int8_t *)m->data)[n * m->k + k0 + i];
-        else
-            w_scale = int8_block(m->data, m->dtype, n * m->k + k0, k, w);
+        else {
+            qie_wmat plain = *m; /* its scale comes below */
+            float values[QIE_I8_BLOCK];
+            plain.scale = NULL;
+            qie_ref_load_weights(values, &plain, n, k0, k);
+            w_scale = int8_block(values, QIE_F32, 0, k, w);
+        }
         if (m->scale)
             w_scale *= m->scale[m->n_scale > 1 ? n : 0];
         int32_t sum = 0;
@@ -95,9 +111,14 @@ static float int8_dot(const qie_linear_args *a, int64_t r, int64_t n) {
 
 static double float_dot(const qie_linear_args *a, int64_t r, int64_t n) {
     double sum = 0;
-    for (int64_t i = 0; i < a->w.k; i++)
-        sum += (double)qie_ref_load(a->x.data, a->x.dtype, r * a->x.ld + i) *
-               (double)qie_ref_load(a->w.data, a->w.dtype, n * a->w.k + i);
+    float w[REF_PIECE];
+    int64_t k = a->w.k;
+    for (int64_t i = 0; i < k; i++) {
+        if (i % REF_PIECE == 0)
+            qie_ref_load_weights(w, &a->w, n, i, k - i < REF_PIECE ? k - i : REF_PIECE);
+        sum +=
+            (double)qie_ref_load(a->x.data, a->x.dtype, r * a->x.ld + i) * (double)w[i % REF_PIECE];
+    }
     return sum;
 }
 
@@ -312,10 +333,14 @@ static void ref_channel_norm(qie_compute *c, qie_fmap x, qie_vec gamma, bool sil
 
 static void ref_embed(qie_compute *c, qie_wmat table, const int32_t *ids, qie_mat dst) {
     (void)c;
+    float w[REF_PIECE];
     for (int64_t r = 0; r < dst.rows; r++)
-        for (int64_t i = 0; i < table.k; i++)
-            qie_ref_store(dst.data, dst.dtype, r * dst.ld + i,
-                          qie_ref_load(table.data, table.dtype, ids[r] * table.k + i));
+        for (int64_t i = 0; i < table.k; i++) {
+            if (i % REF_PIECE == 0)
+                qie_ref_load_weights(w, &table, ids[r], i,
+                                     table.k - i < REF_PIECE ? table.k - i : REF_PIECE);
+            qie_ref_store(dst.data, dst.dtype, r * dst.ld + i, w[i % REF_PIECE]);
+        }
 }
 
 static void ref_convert(qie_compute *c, qie_mat src, qie_mat dst) {

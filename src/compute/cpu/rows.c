@@ -3,6 +3,7 @@
 
 #include "base/parallel.h"
 #include "compute/cpu/cpu_state.h"
+#include "compute/cpu/quantised.h"
 
 enum {
     TASK_VALUES = 1 << 15,   /* a task's worth of elements: 10 us and more */
@@ -115,11 +116,20 @@ typedef struct embed_args {
 } embed_args;
 static void embed_rows(const rows_job *job, int64_t from, int64_t to) {
     const embed_args *a = job->args;
+    bool plain = qie_weights_are_plain(&a->table);
+    enum { PIECE = 1024 };
+    float piece[PIECE];
     for (int64_t r = from; r < to; r++)
-        job->kernels->convert(row_of(&a->dst, r), a->dst.dtype,
-                              (const unsigned char *)a->table.data +
-                                  (size_t)(a->ids[r] * a->table.k) * qie_dtype_size(a->table.dtype),
-                              a->table.dtype, a->table.k);
+        for (int64_t k0 = 0, k; k0 < a->table.k; k0 += k) {
+            const void *src = qie_weight_at(&a->table, a->ids[r], k0);
+            unsigned char *dst = row_of(&a->dst, r);
+            dst += (size_t)k0 * qie_dtype_size(a->dst.dtype);
+            k = plain || a->table.k - k0 < PIECE ? a->table.k - k0 : PIECE;
+            if (!plain)
+                qie_load_panel(job->kernels, &a->table, a->ids[r], 1, k0, k, piece, k);
+            job->kernels->convert(dst, a->dst.dtype, plain ? src : piece,
+                                  plain ? a->table.dtype : QIE_F32, k);
+        }
 }
 static void cpu_embed(qie_compute *c, qie_wmat table, const int32_t *ids, qie_mat dst) {
     embed_args a = {table, ids, dst};

@@ -11,6 +11,7 @@ const qie_kernels qie_kernels_avx512 = {
     .epilogue = f32_epilogue_avx512,
     .finish_attention = f32_finish_attention_avx512,
     .convert = f32_convert_avx512,
+    .load_weights = qie_load_weights_avx2,
     .rms_norm = f32_rms_norm_avx512,
     .layer_norm = f32_layer_norm_avx512,
     .qk_norm_rope = f32_qk_norm_rope_avx512,

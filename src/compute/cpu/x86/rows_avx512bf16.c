@@ -12,6 +12,7 @@ const qie_kernels qie_kernels_avx512bf16 = {
     .epilogue = f32_epilogue_avx512bf16,
     .finish_attention = f32_finish_attention_avx512bf16,
     .convert = f32_convert_avx512bf16,
+    .load_weights = qie_load_weights_avx2,
     .rms_norm = f32_rms_norm_avx512bf16,
     .layer_norm = f32_layer_norm_avx512bf16,
     .qk_norm_rope = f32_qk_norm_rope_avx512bf16,
