@@ -45,7 +45,11 @@ typedef struct qie_lora_use {
 } qie_lora_use;
 
 typedef struct qie_engine_options {
-    const char *model;       /* folder in the diffusers layout, or "demo" (embedded); required */
+    const char *model; /* folder in the diffusers layout, or "demo" (embedded) */
+    /* Files instead of the folder's weights: safetensors or GGUF, in the naming of diffusers,
+     * ComfyUI or llama.cpp. NULL: the folder's. With all three given, `model` may be NULL. */
+    const char *transformer, *text_encoder, *mmproj, *vae;
+    const char *variant; /* "edit-2511", ...: which model a file is that does not say it; NULL */
     qie_precision precision; /* default AUTO */
     int n_threads;           /* 0: half of the cores */
     const char *backend; /* NULL or "cpu": best kernels of this machine; "ref": plain C; "onednn" */

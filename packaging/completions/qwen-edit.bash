@@ -25,6 +25,11 @@ _qwen_edit() {
         --quality) words=""; COMPREPLY=($(compgen -W "$words" -- "$cur")); return ;;
         --preview) COMPREPLY=($(compgen -f -- "$cur")); return ;;
         --model) COMPREPLY=($(compgen -f -- "$cur")); return ;;
+        --transformer) COMPREPLY=($(compgen -f -- "$cur")); return ;;
+        --text-encoder) COMPREPLY=($(compgen -f -- "$cur")); return ;;
+        --mmproj) COMPREPLY=($(compgen -f -- "$cur")); return ;;
+        --vae) COMPREPLY=($(compgen -f -- "$cur")); return ;;
+        --variant) words=""; COMPREPLY=($(compgen -W "$words" -- "$cur")); return ;;
         --device) words="auto cpu cuda"; COMPREPLY=($(compgen -W "$words" -- "$cur")); return ;;
         --precision) words="auto f32 bf16 int8"; COMPREPLY=($(compgen -W "$words" -- "$cur")); return ;;
         --threads) words=""; COMPREPLY=($(compgen -W "$words" -- "$cur")); return ;;
@@ -73,9 +78,9 @@ _qwen_edit() {
         --inject) COMPREPLY=($(compgen -f -- "$cur")); return ;;
         esac
         case ${COMP_WORDS[1]} in
-        edit) words=" --image --prompt --prompt-file --output --batch --server --negative --seed --force-seed --steps --true-cfg-scale --guidance-scale --num-images --max-side --width --height --ref-area --keep-size --no-keep-size --output-format --quality --preview --dry-run --no-metadata --model --device --precision --threads --nice --memory-limit --lora --schedule --headroom-gib --api-key --api-key-file --quiet --verbose --json --config --help --version --backend --positions --noise --inject" ;;
-        serve) words=" --model --device --precision --threads --nice --memory-limit --headroom-gib --host --port --api-port --gpus --workers --state-dir --output-dir --api-key --api-key-file --cors-origin --trusted-proxy --queue-size --max-images --max-connections --max-body-memory --sync-timeout --keep --hang-limit --no-image-url --allow-url-cidr --reject-while-loading --log-format --worker-program --config --help --version --backend" ;;
-        worker) words=" --model --device --precision --threads --nice --memory-limit --help --version --backend" ;;
+        edit) words=" --image --prompt --prompt-file --output --batch --server --negative --seed --force-seed --steps --true-cfg-scale --guidance-scale --num-images --max-side --width --height --ref-area --keep-size --no-keep-size --output-format --quality --preview --dry-run --no-metadata --model --transformer --text-encoder --mmproj --vae --variant --device --precision --threads --nice --memory-limit --lora --schedule --headroom-gib --api-key --api-key-file --quiet --verbose --json --config --help --version --backend --positions --noise --inject" ;;
+        serve) words=" --model --transformer --text-encoder --mmproj --vae --variant --device --precision --threads --nice --memory-limit --headroom-gib --host --port --api-port --gpus --workers --state-dir --output-dir --api-key --api-key-file --cors-origin --trusted-proxy --queue-size --max-images --max-connections --max-body-memory --sync-timeout --keep --hang-limit --no-image-url --allow-url-cidr --reject-while-loading --log-format --worker-program --config --help --version --backend" ;;
+        worker) words=" --model --transformer --text-encoder --mmproj --vae --variant --device --precision --threads --nice --memory-limit --help --version --backend" ;;
         info) words=" --json --help --version" ;;
         pull) words=" --dry-run --local-dir --revision --include --exclude --endpoint --cache-dir --jobs --retries --recheck --quiet --verbose --json --config --help --version" ;;
         verify) words=" --revision --include --exclude --cache-dir --no-hash --quiet --verbose --json --help --version" ;;

@@ -13,6 +13,7 @@
 typedef struct entry {
     char *name;
     qie_map map;
+    unsigned char *made; /* instead of a mapping: bytes that were put here */
     struct entry *next;
 } entry;
 
@@ -51,13 +52,41 @@ qie_status qie_files_open_builtin(const qie_builtin_file *table, const char *lab
     return QIE_OK;
 }
 
+qie_status qie_files_open_empty(const char *label, qie_files **out, qie_error *err) {
+    static const qie_builtin_file NOTHING[] = {{NULL, NULL, NULL}};
+    return qie_files_open_builtin(NOTHING, label, out, err);
+}
+
+qie_status qie_files_put(qie_files *f, const char *name, const void *data, size_t n,
+                         qie_error *err) {
+    entry *e = calloc(1, sizeof *e);
+    if (e) {
+        e->name = strdup(name);
+        e->made = malloc(n + 1);
+    }
+    if (!e || !e->name || !e->made) {
+        if (e)
+            free(e->name);
+        free(e);
+        return qie_fail(err, QIE_E_NO_MEMORY, NULL, "out of memory");
+    }
+    memcpy(e->made, data, n);
+    e->map = (qie_map){e->made, n};
+    e->next = f->mapped; /* before an older one of the same name */
+    f->mapped = e;
+    return QIE_OK;
+}
+
 void qie_files_close(qie_files *f) {
     if (!f)
         return;
     while (f->mapped) {
         entry *e = f->mapped;
         f->mapped = e->next;
-        qie_map_close(&e->map);
+        if (e->made)
+            free(e->made);
+        else
+            qie_map_close(&e->map);
         free(e->name);
         free(e);
     }
@@ -81,9 +110,18 @@ static bool name_is_safe(const char *name) {
     return true;
 }
 
+static const entry *find_entry(const qie_files *f, const char *name) {
+    for (const entry *e = f->mapped; e; e = e->next)
+        if (!strcmp(e->name, name))
+            return e;
+    return NULL;
+}
+
 bool qie_files_exists(const qie_files *f, const char *name) {
     if (!name_is_safe(name))
         return false;
+    if (find_entry(f, name))
+        return true;
     for (const qie_builtin_file *b = f->builtin; b && b->name; b++)
         if (!strcmp(b->name, name))
             return true;
@@ -102,6 +140,12 @@ qie_status qie_files_get(qie_files *f, const char *name, const unsigned char **d
     *n = 0;
     QIE_FAIL_IF(!name_is_safe(name), QIE_E_CORRUPT, err, name,
                 "file name '%s' leaves the model folder", name);
+    const entry *have = find_entry(f, name);
+    if (have) {
+        *data = have->map.data ? have->map.data : nothing;
+        *n = have->map.size;
+        return QIE_OK;
+    }
     if (f->builtin) {
         for (const qie_builtin_file *b = f->builtin; b->name; b++)
             if (!strcmp(b->name, name)) {
@@ -111,12 +155,6 @@ qie_status qie_files_get(qie_files *f, const char *name, const unsigned char **d
             }
         return qie_fail(err, QIE_E_NOT_FOUND, name, "%s has no file '%s'", f->label, name);
     }
-    for (entry *e = f->mapped; e; e = e->next)
-        if (!strcmp(e->name, name)) {
-            *data = e->map.data ? e->map.data : nothing;
-            *n = e->map.size;
-            return QIE_OK;
-        }
     entry *e = calloc(1, sizeof *e);
     char *path = qie_path_join(f->label, name);
     qie_status st = QIE_OK;

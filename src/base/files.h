@@ -24,7 +24,12 @@ qie_status qie_files_open_dir(const char *dir, qie_files **out, qie_error *err);
 /* A table ended by a NULL name; it must outlive the object. `label` names it in messages. */
 qie_status qie_files_open_builtin(const qie_builtin_file *table, const char *label, qie_files **out,
                                   qie_error *err);
+/* No files but those that qie_files_put will add. */
+qie_status qie_files_open_empty(const char *label, qie_files **out, qie_error *err);
 void qie_files_close(qie_files *f);
+/* A file made by this program, taken instead of one of the same name; data is copied. */
+qie_status qie_files_put(qie_files *f, const char *name, const void *data, size_t n,
+                         qie_error *err);
 /* The folder's path or the label. */
 const char *qie_files_label(const qie_files *f);
 bool qie_files_exists(const qie_files *f, const char *name);

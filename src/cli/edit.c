@@ -43,6 +43,7 @@ static qie_engine_options engine_options(const cli_values *v, const char *model)
     qie_engine_options o = qie_engine_options_default();
     int half = qie_cpu_count() / 2;
     o.model = model;
+    cli_part_files(v, &o);
     o.precision = qie_precision_from_name(cli_text(v, OPT_PRECISION, "auto"));
     o.n_threads = (int)cli_number(v, OPT_THREADS, half > 1 ? half : 1);
     o.backend = cli_text(v, OPT_BACKEND, NULL);

@@ -71,7 +71,18 @@ qie_status cli_choose_model(const cli_values *values, char **model, bool *named,
                  cause.message);
         free(*model);
     }
-    *model = strdup("demo");
+    bool files = cli_is_set(values, OPT_TRANSFORMER) || cli_is_set(values, OPT_TEXT_ENCODER) ||
+                 cli_is_set(values, OPT_VAE);
+    *named = files;
+    *model = strdup(files ? "" : "demo");
     QIE_FAIL_IF(!*model, QIE_E_NO_MEMORY, err, NULL, "out of memory");
     return QIE_OK;
+}
+
+void cli_part_files(const cli_values *values, qie_engine_options *out) {
+    out->transformer = cli_text(values, OPT_TRANSFORMER, NULL);
+    out->text_encoder = cli_text(values, OPT_TEXT_ENCODER, NULL);
+    out->mmproj = cli_text(values, OPT_MMPROJ, NULL);
+    out->vae = cli_text(values, OPT_VAE, NULL);
+    out->variant = cli_text(values, OPT_VARIANT, NULL);
 }

@@ -164,8 +164,13 @@ static void make_worker_args(const cli_values *v, prepared *p) {
     p->o.worker_args[n++] = "qwen-edit";
     p->o.worker_args[n++] = "worker";
     snprintf(p->numbers[0], 32, "%d", (int)cli_number(v, OPT_THREADS, half > 1 ? half : 1));
-    add(p, &n, "--model", p->model);
     add(p, &n, "--device", p->place.n_slots ? "cuda" : "cpu");
+    add(p, &n, "--model", *p->model ? p->model : NULL);
+    add(p, &n, "--transformer", cli_text(v, OPT_TRANSFORMER, NULL));
+    add(p, &n, "--text-encoder", cli_text(v, OPT_TEXT_ENCODER, NULL));
+    add(p, &n, "--mmproj", cli_text(v, OPT_MMPROJ, NULL));
+    add(p, &n, "--vae", cli_text(v, OPT_VAE, NULL));
+    add(p, &n, "--variant", cli_text(v, OPT_VARIANT, NULL));
     add(p, &n, "--threads", p->numbers[0]);
     add(p, &n, "--precision", cli_text(v, OPT_PRECISION, NULL));
     add(p, &n, "--backend", cli_text(v, OPT_BACKEND, NULL));
@@ -236,7 +241,8 @@ qie_status cli_run_worker(cli_values *values, qie_error *err) {
     svc_worker_options o = {.channel = SVC_CHANNEL_FD, .engine = qie_engine_options_default()};
     if (cli_is_set(values, OPT_NICE))
         setpriority(PRIO_PROCESS, 0, (int)cli_number(values, OPT_NICE, 0));
-    o.engine.model = cli_text(values, OPT_MODEL, "demo");
+    o.engine.model = cli_text(values, OPT_MODEL, NULL);
+    cli_part_files(values, &o.engine);
     o.engine.precision = qie_precision_from_name(cli_text(values, OPT_PRECISION, "auto"));
     o.engine.n_threads = (int)cli_number(values, OPT_THREADS, 1);
     const char *headroom = getenv(HEADROOM_VARIABLE);

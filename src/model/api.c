@@ -3,6 +3,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "base/error.h"
@@ -110,26 +111,41 @@ static qie_status select_loras(qie_engine *e, const qie_edit_options *o, qie_err
                     : qie_adapters_select(e->model.adapters, e->loras, e->n_loras, err);
 }
 
+static const char *or_null(const char *s) {
+    return s && *s ? s : NULL;
+}
+
+static qie_model_source source_of(const qie_engine_options *o) {
+    return (qie_model_source){.model = o->model,
+                              .transformer = or_null(o->transformer),
+                              .text_encoder = or_null(o->text_encoder),
+                              .mmproj = or_null(o->mmproj),
+                              .vae = or_null(o->vae),
+                              .variant = or_null(o->variant)};
+}
+
 qie_status qie_engine_open(const qie_engine_options *options, qie_engine **out, qie_error *err) {
     *out = NULL;
-    QIE_FAIL_IF(!options->model || !*options->model, QIE_E_INVALID, err, "model",
-                "no model is named");
+    qie_model_source source = source_of(options);
+    bool named = options->model && *options->model;
+    QIE_FAIL_IF(!named && !source.transformer, QIE_E_INVALID, err, "model", "no model is named");
     QIE_FAIL_IF(options->n_threads < 0 || options->n_threads > 1024, QIE_E_INVALID, err, "threads",
                 "threads is %d, not within 1..1024", options->n_threads);
     qie_status st = QIE_OK;
     qie_engine *e = calloc(1, sizeof *e);
     if (e) {
-        e->path = strdup(options->model);
-        e->name = name_of(options->model);
+        /* What people see as the model is the transformer. */
+        e->path = strdup(source.transformer ? source.transformer : options->model);
+        e->name = name_of(e->path ? e->path : "");
     }
     if (!e || !e->path || !e->name) {
         st = qie_fail(err, QIE_E_NO_MEMORY, NULL, "out of memory");
         goto fail;
     }
-    e->is_demo = !strcmp(options->model, "demo");
+    e->is_demo = named && !source.transformer && !strcmp(options->model, "demo");
     e->memory_limit = options->memory_limit_bytes;
     atomic_init(&e->cancel, 0);
-    QIE_TRY_GOTO(qie_model_open(options->model, &e->model, err));
+    QIE_TRY_GOTO(qie_model_open_source(&source, &e->model, err));
     qie_model_find_preset(&e->model, e->name);
     QIE_TRY_GOTO(keep_loras(e, options, err));
     qie_compute_limits limits = qie_model_limits(&e->model.config);
@@ -169,6 +185,10 @@ void qie_engine_close(qie_engine *e) {
 
 static const char *precision_name(const qie_engine *e) {
     return e->int8 ? "int8" : e->act == QIE_BF16 ? "bf16" : "f32";
+}
+
+const qie_model_config *qie_engine_config(const qie_engine *e) {
+    return &e->model.config;
 }
 
 void qie_engine_get_info(const qie_engine *e, qie_engine_info *info) {
@@ -493,7 +513,7 @@ static qie_json *describe_model(const qie_model *m, const char *path) {
 
 static qie_json *describe_file(const qie_weights *w, const char *path) {
     qie_json *j = describe_weights(w), *list = qie_json_new_array();
-    qie_json_put(j, "kind", qie_json_new_string("safetensors"));
+    qie_json_put(j, "kind", qie_json_new_string(qie_weights_format(w)));
     qie_json_put(j, "path", qie_json_new_string(path));
     for (size_t i = 0; i < qie_weights_count(w); i++) {
         const qie_tensor *t = qie_weights_at(w, i);
@@ -558,7 +578,8 @@ qie_status qie_model_describe(const char *path, char **json_out, qie_error *err)
     qie_json *j;
     qie_weights *w = NULL;
     qie_model m;
-    if (strcmp(path, "demo") && access(path, R_OK) == 0 && strstr(path, ".safetensors")) {
+    struct stat is;
+    if (strcmp(path, "demo") && stat(path, &is) == 0 && S_ISREG(is.st_mode)) {
         QIE_TRY(qie_weights_open_file(path, &w, err));
         bool lora = is_lora(w);
         j = lora ? NULL : describe_file(w, path);

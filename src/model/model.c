@@ -6,7 +6,6 @@
 #include <string.h>
 
 #include "base/error.h"
-#include "model/demo_files.h"
 #include "plan/tensors.h"
 
 static void each_linear(void *model, qie_linear_fn fn, void *arg) {
@@ -15,12 +14,20 @@ static void each_linear(void *model, qie_linear_fn fn, void *arg) {
     qie_text_encoder_each_linear(m->text_encoder, fn, arg);
 }
 
-static qie_status open_parts(qie_model *m, qie_error *err) {
+static qie_status open_parts(const qie_model_source *source, qie_model *m, qie_error *err) {
+    qie_weights *w[QIE_PART_COUNT];
+    qie_status st = qie_model_source_open(source, &m->files, w, err);
+    m->w_transformer = w[QIE_PART_TRANSFORMER];
+    m->w_text_encoder = w[QIE_PART_TEXT_ENCODER];
+    m->w_vae = w[QIE_PART_VAE];
+    QIE_TRY(st);
     QIE_TRY(qie_model_config_read(m->files, &m->config, err));
+    /* Files that people brought are told all that is wrong with them at once. */
+    const char *const brought[] = {source->transformer, source->text_encoder, source->vae};
+    for (int p = 0; p < QIE_PART_COUNT; p++)
+        if (brought[p] && *brought[p])
+            QIE_TRY(qie_weights_check(w[p], (qie_part)p, &m->config, err));
     QIE_TRY(qie_tokenizer_open(m->files, m->config.tokenizer_folder, &m->tokenizer, err));
-    QIE_TRY(qie_weights_open(m->files, "transformer", &m->w_transformer, err));
-    QIE_TRY(qie_weights_open(m->files, "text_encoder", &m->w_text_encoder, err));
-    QIE_TRY(qie_weights_open(m->files, "vae", &m->w_vae, err));
     QIE_TRY(qie_transformer_open(&m->config.transformer, m->w_transformer, &m->transformer, err));
     QIE_TRY(qie_text_encoder_open(&m->config.text, &m->config.vision, m->w_text_encoder,
                                   &m->text_encoder, err));
@@ -39,21 +46,22 @@ static qie_status open_parts(qie_model *m, qie_error *err) {
     return QIE_OK;
 }
 
-qie_status qie_model_open(const char *path, qie_model *m, qie_error *err) {
+qie_status qie_model_open_source(const qie_model_source *source, qie_model *m, qie_error *err) {
     memset(m, 0, sizeof *m);
-    qie_status st = !strcmp(path, "demo")
-                        ? qie_files_open_builtin(qie_demo_files, "the demo model", &m->files, err)
-                        : qie_files_open_dir(path, &m->files, err);
-    if (st == QIE_OK)
-        st = open_parts(m, err);
+    qie_status st = open_parts(source, m, err);
     if (st == QIE_OK)
         st = qie_adapters_create(each_linear, m, m->config.transformer.zero_cond_t, &m->adapters,
                                  err);
     if (st != QIE_OK) {
-        qie_error_context(err, "opening model '%s'", path);
+        if (source->model && *source->model)
+            qie_error_context(err, "opening model '%s'", source->model);
         qie_model_release(m);
     }
     return st;
+}
+
+qie_status qie_model_open(const char *path, qie_model *m, qie_error *err) {
+    return qie_model_open_source(&(qie_model_source){.model = path}, m, err);
 }
 
 void qie_model_release(qie_model *m) {

@@ -3,6 +3,7 @@
 #define QIE_MODEL_MODEL_H
 
 #include "model/adapters.h"
+#include "model/source.h"
 #include "model/text_encoder.h"
 #include "model/transformer.h"
 #include "model/vae.h"
@@ -24,8 +25,10 @@ typedef struct qie_model {
     char preset_from[192];
 } qie_model;
 
-/* Open `path` (a folder, or "demo"). m is zeroed first; release it in any case.
+/* Open a folder, "demo" or files. m is zeroed first; release it in any case.
  * Errors: see qie_engine_open. */
+qie_status qie_model_open_source(const qie_model_source *source, qie_model *m, qie_error *err);
+/* A folder or "demo". */
 qie_status qie_model_open(const char *path, qie_model *m, qie_error *err);
 void qie_model_release(qie_model *m);
 /* Is this a merged Lightning checkpoint, by its name (last part of the path), its schedule or its
@@ -46,5 +49,8 @@ qie_compute_limits qie_model_limits(const qie_model_config *c);
 qie_status qie_model_groups(qie_model *m, qie_weight_group ***out, size_t *n, qie_error *err);
 int64_t qie_model_weights_bytes(const qie_model *m);
 int64_t qie_model_parameters(const qie_model *m);
+/* The configs of an open engine's model. */
+struct qie_engine;
+const qie_model_config *qie_engine_config(const struct qie_engine *engine);
 
 #endif

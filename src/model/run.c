@@ -157,17 +157,10 @@ qie_status qie_bind_vec(const qie_weights *w, const char *name, int64_t n, qie_v
 qie_status qie_bind_linear(const qie_weights *w, const char *name, int64_t n, int64_t k, bool bias,
                            qie_linear *out, qie_error *err) {
     char full[192];
-    int64_t shape[5] = {n, k, 1, 1, 1};
     const qie_tensor *t;
     snprintf(full, sizeof full, "%s.weight", name);
-    t = qie_weights_find(w, full);
-    /* 1x1 convolutions ([n, k, 1, 1(, 1)]) and the patch embedding ([n, 3, 2, 14, 14]) are linear
-     * layers. */
-    if (t && t->n_dims > 2 && t->n_dims <= 5 && t->shape[0] == n && t->n_elements == n * k)
-        QIE_TRY(qie_weights_need(w, full, t->n_dims, t->shape, &t, err));
-    else
-        QIE_TRY(qie_weights_need(w, full, 2, shape, &t, err));
-    out->w = (qie_wmat){.data = t->data, .dtype = t->dtype, .n = n, .k = k};
+    QIE_TRY(qie_weights_need_linear(w, full, n, k, &t, err));
+    out->w = (qie_wmat){t->data, t->dtype, n, k, t->scale, t->n_scale};
     out->b = (qie_vec){NULL, QIE_F32, 0};
     out->int8 = false;
     out->lowrank = NULL;
@@ -176,6 +169,22 @@ qie_status qie_bind_linear(const qie_weights *w, const char *name, int64_t n, in
         return QIE_OK;
     snprintf(full, sizeof full, "%s.bias", name);
     return qie_bind_vec(w, full, n, &out->b, err);
+}
+
+qie_linear qie_linear_rows(const qie_linear *l, int64_t from, int64_t n) {
+    qie_linear part = *l;
+    part.w.data =
+        (const unsigned char *)l->w.data + (size_t)from * qie_dtype_row_bytes(l->w.dtype, l->w.k);
+    part.w.n = n;
+    if (l->w.scale && l->w.n_scale > 1) {
+        part.w.scale = l->w.scale + from;
+        part.w.n_scale = n;
+    }
+    if (l->b.data)
+        part.b =
+            (qie_vec){(const unsigned char *)l->b.data + (size_t)from * qie_dtype_size(l->b.dtype),
+                      l->b.dtype, n};
+    return part;
 }
 
 void qie_run_linear(const qie_run *run, qie_mat x, const qie_linear *l, qie_act act,

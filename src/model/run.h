@@ -81,6 +81,8 @@ typedef struct qie_linear {
 /* Bind `<name>.weight` [n, k] and, if bias, `<name>.bias` [n]. */
 qie_status qie_bind_linear(const qie_weights *w, const char *name, int64_t n, int64_t k, bool bias,
                            qie_linear *out, qie_error *err);
+/* Rows [from, from + n) of a layer, as a layer of its own. */
+qie_linear qie_linear_rows(const qie_linear *l, int64_t from, int64_t n);
 /* Bind a vector tensor of n elements under its full name. */
 qie_status qie_bind_vec(const qie_weights *w, const char *name, int64_t n, qie_vec *out,
                         qie_error *err);

@@ -38,7 +38,8 @@ static void make_groups(qie_text_encoder *e) {
     qie_group_add_vec(&e->vision.fixed, e->vision.ln_q);
     for (int i = 0; i < e->v.depth; i++) {
         qie_vision_block *b = &e->vision.blocks[i];
-        const qie_linear *list[] = {&b->qkv, &b->proj, &b->gate, &b->up, &b->down};
+        const qie_linear *list[] = {&b->qkv[0], &b->qkv[1], &b->qkv[2], &b->proj,
+                                    &b->gate,   &b->up,     &b->down};
         b->group.kind = QIE_GROUP_TEXT;
         b->group.index = i;
         for (size_t k = 0; k < sizeof list / sizeof *list; k++)
@@ -123,10 +124,9 @@ void qie_text_encoder_each_linear(qie_text_encoder *e,
         const struct {
             const char *name;
             qie_linear *l;
-        } list[] = {{"attn.qkv", &b->qkv},
-                    {"attn.proj", &b->proj},
-                    {"mlp.gate_proj", &b->gate},
-                    {"mlp.up_proj", &b->up},
+        } list[] = {{"attn.q", &b->qkv[0]},      {"attn.k", &b->qkv[1]},
+                    {"attn.v", &b->qkv[2]},      {"attn.proj", &b->proj},
+                    {"mlp.gate_proj", &b->gate}, {"mlp.up_proj", &b->up},
                     {"mlp.down_proj", &b->down}};
         for (size_t k = 0; k < sizeof list / sizeof *list; k++) {
             snprintf(n, sizeof n, "visual.blocks.%d.%s", i, list[k].name);

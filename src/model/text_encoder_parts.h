@@ -6,7 +6,7 @@
 
 typedef struct qie_vision_block {
     qie_vec norm1, norm2;
-    qie_linear qkv, proj, gate, up, down;
+    qie_linear qkv[3], proj, gate, up, down; /* qkv: query, key, value */
     qie_weight_group group;
 } qie_vision_block;
 

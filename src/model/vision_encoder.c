@@ -10,6 +10,26 @@
 
 #define VISION_EPS 1e-6f /* fixed in transformers' modeling_qwen2_5_vl.py */
 
+/* Released files fuse query, key and value, llama.cpp's keep them apart. */
+static qie_status bind_qkv(const qie_weights *w, int block, int64_t h, qie_linear qkv[3],
+                           qie_error *err) {
+    char n[96];
+    qie_linear fused;
+    snprintf(n, sizeof n, "visual.blocks.%d.attn.q.weight", block);
+    bool apart = qie_weights_find(w, n) != NULL;
+    snprintf(n, sizeof n, "visual.blocks.%d.attn.qkv", block);
+    if (!apart)
+        QIE_TRY(qie_bind_linear(w, n, 3 * h, h, true, &fused, err));
+    for (int i = 0; i < 3; i++) {
+        snprintf(n, sizeof n, "visual.blocks.%d.attn.%c", block, "qkv"[i]);
+        if (apart)
+            QIE_TRY(qie_bind_linear(w, n, h, h, true, &qkv[i], err));
+        else
+            qkv[i] = qie_linear_rows(&fused, i * h, h);
+    }
+    return QIE_OK;
+}
+
 qie_status qie_vision_bind(const qie_vision_config *v, const qie_weights *w, qie_vision *out,
                            qie_error *err) {
     int64_t h = v->hidden_size, m = (int64_t)v->spatial_merge_size * v->spatial_merge_size * h;
@@ -25,7 +45,7 @@ qie_status qie_vision_bind(const qie_vision_config *v, const qie_weights *w, qie
 #define NAME(suffix) (snprintf(n, sizeof n, "visual.blocks.%d." suffix, b), n)
         QIE_TRY(qie_bind_vec(w, NAME("norm1.weight"), h, &k->norm1, err));
         QIE_TRY(qie_bind_vec(w, NAME("norm2.weight"), h, &k->norm2, err));
-        QIE_TRY(qie_bind_linear(w, NAME("attn.qkv"), 3 * h, h, true, &k->qkv, err));
+        QIE_TRY(bind_qkv(w, b, h, k->qkv, err));
         QIE_TRY(qie_bind_linear(w, NAME("attn.proj"), h, h, true, &k->proj, err));
         QIE_TRY(qie_bind_linear(w, NAME("mlp.gate_proj"), v->intermediate_size, h, true, &k->gate,
                                 err));
@@ -84,13 +104,13 @@ static void vision_block(const qie_vision_config *v, const qie_run *run, const q
     const qie_ops *ops = &run->compute->ops;
     int heads = v->num_heads, head_dim = v->hidden_size / heads;
     ops->rms_norm(run->compute, x, b->norm1, VISION_EPS, h);
-    qie_run_linear(run, h, &b->qkv, QIE_ACT_NONE, QIE_STORE_SET, qkv);
     qie_mat part[3];
     for (int i = 0; i < 3; i++) {
         part[i] = qkv;
         part[i].cols = v->hidden_size;
         part[i].data = (unsigned char *)qkv.data +
                        (size_t)i * (size_t)v->hidden_size * qie_dtype_size(qkv.dtype);
+        qie_run_linear(run, h, &b->qkv[i], QIE_ACT_NONE, QIE_STORE_SET, part[i]);
     }
     for (int i = 0; i < 2; i++) {
         qie_qk_norm_rope_args r = {

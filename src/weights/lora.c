@@ -647,7 +647,8 @@ static bool split_fused(const qie_lora_module *m, char parts[3][320]) {
         const char *fused, *parts[3];
     } FUSED[] = {{"to_qkv", {"to_q", "to_k", "to_v"}},
                  {"to_added_qkv", {"add_q_proj", "add_k_proj", "add_v_proj"}},
-                 {"add_qkv_proj", {"add_q_proj", "add_k_proj", "add_v_proj"}}};
+                 {"add_qkv_proj", {"add_q_proj", "add_k_proj", "add_v_proj"}},
+                 {"qkv", {"q", "k", "v"}}}; /* of the vision tower */
     size_t n = strlen(m->name), rest;
     for (size_t i = 0; i < sizeof FUSED / sizeof *FUSED; i++) {
         if (!ends_with(m->name, n, FUSED[i].fused, &rest) || rest > 200 || m->n % 3 ||

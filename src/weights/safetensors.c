@@ -10,7 +10,7 @@
 
 /* What one walk over the header's members carries. */
 typedef struct header_walk {
-    qie_safetensors *out;
+    qie_tensor_file *out;
     const unsigned char *data; /* first byte behind the header */
     size_t n_data;
     qie_status st;
@@ -156,9 +156,10 @@ static bool check_cover(header_walk *w) {
 }
 
 qie_status qie_safetensors_parse(const void *data, size_t n, const char *label,
-                                 qie_safetensors *out, qie_error *err) {
+                                 qie_tensor_file *out, qie_error *err) {
     memset(out, 0, sizeof *out);
     out->label = strdup(label);
+    out->format = "safetensors";
     QIE_FAIL_IF(!out->label, QIE_E_NO_MEMORY, err, NULL, "out of memory");
     const unsigned char *p = data;
     QIE_FAIL_IF(n < 8, QIE_E_CORRUPT, err, label,
@@ -188,19 +189,4 @@ qie_status qie_safetensors_parse(const void *data, size_t n, const char *label,
         check_cover(&w);
     qie_json_free(root);
     return w.st;
-}
-
-void qie_safetensors_release(qie_safetensors *s) {
-    for (size_t i = 0; i < s->n_tensors; i++) {
-        free((void *)(uintptr_t)s->tensors[i].name);
-        free((void *)(uintptr_t)s->dtypes[i]);
-    }
-    for (size_t i = 0; i < 2 * s->n_meta; i++)
-        free((void *)(uintptr_t)s->meta[i]);
-    free(s->tensors);
-    free(s->dtypes);
-    free(s->meta);
-    free(s->label);
-    qie_map_close(&s->map);
-    memset(s, 0, sizeof *s);
 }

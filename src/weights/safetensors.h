@@ -7,27 +7,15 @@
 #ifndef QIE_WEIGHTS_SAFETENSORS_H
 #define QIE_WEIGHTS_SAFETENSORS_H
 
-#include "base/fs.h"
-#include "weights/weights.h"
+#include "weights/tensor_file.h"
 
 /* Longest header accepted; the reference reader's limit. */
 #define QIE_SAFETENSORS_MAX_HEADER 100000000u
 
-typedef struct qie_safetensors {
-    qie_tensor
-        *tensors; /* in the order of the header; names owned, dtype QIE_DTYPE_COUNT if unknown */
-    const char **dtypes; /* as in the header, owned */
-    size_t n_tensors;
-    const char **meta; /* key, value, key, value, ...; owned */
-    size_t n_meta;     /* pairs */
-    char *label;       /* names the file in messages */
-    qie_map map;       /* set by the caller when the object owns the mapping; else empty */
-} qie_safetensors;
-
-/* Parse the header of a whole file in memory. `out` is always initialised; release it in any case.
+/* Parse the header of a whole file in memory. `out` is always initialised; release it in any case
+ * (qie_tensor_file_release).
  * Errors: QIE_E_CORRUPT naming `label`, QIE_E_NO_MEMORY. */
 qie_status qie_safetensors_parse(const void *data, size_t n, const char *label,
-                                 qie_safetensors *out, qie_error *err);
-void qie_safetensors_release(qie_safetensors *s);
+                                 qie_tensor_file *out, qie_error *err);
 
 #endif

@@ -11,23 +11,10 @@
 #include "base/error.h"
 #include "base/json.h"
 #include "base/log.h"
-#include "weights/safetensors.h"
+#include "weights/weights_impl.h"
 
 /* Index files of real checkpoints have about 0.2 MB. */
 #define MAX_INDEX_BYTES (64u << 20)
-
-struct qie_weights {
-    char *label; /* folder or file, for messages */
-    qie_safetensors *files;
-    size_t n_files;
-    qie_tensor *tensors; /* those that the index names, or all; names are the files' */
-    uint32_t *file_of;   /* per tensor: index into files */
-    uint32_t *in_file;   /* per tensor: index into that file's tensors */
-    size_t n_tensors;
-    uint32_t *slots; /* open addressing: tensor + 1, 0 empty */
-    size_t n_slots;  /* power of two, at most half full */
-    int64_t bytes, elements;
-};
 
 static size_t hash_name(const char *a, const char *b) {
     uint64_t h = 1469598103934665603u; /* FNV-1a, 64 bit */
@@ -37,8 +24,7 @@ static size_t hash_name(const char *a, const char *b) {
     return (size_t)(h ^ h >> 32);
 }
 
-/* Tensor called prefix + name, or NULL. */
-static const qie_tensor *lookup(const qie_weights *w, const char *prefix, const char *name) {
+const qie_tensor *qie_weights_lookup(const qie_weights *w, const char *prefix, const char *name) {
     size_t mask = w->n_slots - 1, k = strlen(prefix);
     for (size_t s = hash_name(prefix, name) & mask; w->slots[s]; s = (s + 1) & mask) {
         const qie_tensor *t = &w->tensors[w->slots[s] - 1];
@@ -49,7 +35,7 @@ static const qie_tensor *lookup(const qie_weights *w, const char *prefix, const 
 }
 
 /* Room for n tensors; more than 32 bits of them cannot come from headers of at most 100 MB. */
-static qie_status reserve(qie_weights *w, size_t n, qie_error *err) {
+qie_status qie_weights_reserve(qie_weights *w, size_t n, qie_error *err) {
     w->n_slots = 16;
     while (w->n_slots < 2 * n)
         w->n_slots *= 2;
@@ -63,8 +49,7 @@ static qie_status reserve(qie_weights *w, size_t n, qie_error *err) {
 }
 
 /* The names of one file, or of one index, are unique already. */
-static void add(qie_weights *w, size_t file, size_t i) {
-    const qie_tensor *t = &w->files[file].tensors[i];
+void qie_weights_add(qie_weights *w, const qie_tensor *t, size_t file, size_t i) {
     size_t mask = w->n_slots - 1, s = hash_name("", t->name) & mask;
     while (w->slots[s])
         s = (s + 1) & mask;
@@ -78,7 +63,8 @@ static void add(qie_weights *w, size_t file, size_t i) {
         w->elements += t->n_elements;
 }
 
-static qie_status create(const char *label, size_t n_files, qie_weights **out, qie_error *err) {
+qie_status qie_weights_create(const char *label, size_t n_files, qie_weights **out,
+                              qie_error *err) {
     *out = NULL;
     qie_weights *w = calloc(1, sizeof *w);
     if (w) {
@@ -97,13 +83,16 @@ void qie_weights_close(qie_weights *w) {
     if (!w)
         return;
     for (size_t i = 0; i < w->n_files; i++)
-        qie_safetensors_release(&w->files[i]);
+        qie_tensor_file_release(&w->files[i]);
     free(w->files);
     free(w->label);
     free(w->tensors);
     free(w->file_of);
     free(w->in_file);
     free(w->slots);
+    for (size_t i = 0; i < w->n_owned; i++)
+        free(w->owned[i]);
+    free(w->owned);
     free(w);
 }
 
@@ -112,12 +101,12 @@ qie_status qie_weights_open_bytes(const void *data, size_t n, const char *label,
     qie_weights *w;
     qie_status st;
     *out = NULL;
-    QIE_TRY(create(label, 1, &w, err));
+    QIE_TRY(qie_weights_create(label, 1, &w, err));
     w->n_files = 1;
-    QIE_TRY_GOTO(qie_safetensors_parse(data, n, label, &w->files[0], err));
-    QIE_TRY_GOTO(reserve(w, w->files[0].n_tensors, err));
+    QIE_TRY_GOTO(qie_tensor_file_parse(data, n, label, &w->files[0], err));
+    QIE_TRY_GOTO(qie_weights_reserve(w, w->files[0].n_tensors, err));
     for (size_t i = 0; i < w->files[0].n_tensors; i++)
-        add(w, 0, i);
+        qie_weights_add(w, &w->files[0].tensors[i], 0, i);
     *out = w;
     return QIE_OK;
 fail:
@@ -184,7 +173,7 @@ static qie_status open_shard(index_walk *x, const char *shard) {
     if (st == QIE_OK) {
         x->shards[w->n_files] = strdup(shard);
         st = x->shards[w->n_files]
-                 ? qie_safetensors_parse(data, n, label, &w->files[w->n_files], x->err)
+                 ? qie_tensor_file_parse(data, n, label, &w->files[w->n_files], x->err)
                  : qie_fail(x->err, QIE_E_NO_MEMORY, NULL, "out of memory");
         w->n_files++;
     }
@@ -218,7 +207,7 @@ static void take_named(index_walk *x, const qie_json *map) {
             const char *name = w->files[f].tensors[i].name;
             const char *shard = qie_json_string(qie_json_member(map, name), NULL);
             if (shard && !strcmp(shard, x->shards[f]))
-                add(w, f, i);
+                qie_weights_add(w, &w->files[f].tensors[i], f, i);
             else
                 qie_log(QIE_LOG_DEBUG, "weights", "'%s': tensor '%s' is not in the index, ignored",
                         w->files[f].label, name);
@@ -227,7 +216,7 @@ static void take_named(index_walk *x, const qie_json *map) {
 
 static bool check_found(void *arg, const char *key, qie_json *value) {
     index_walk *x = arg;
-    if (lookup(x->w, "", key))
+    if (qie_weights_lookup(x->w, "", key))
         return true;
     x->st = qie_fail(x->err, QIE_E_CORRUPT, x->index,
                      "'%s' is damaged or from another model: it names tensor '%s' in '%s', which "
@@ -255,7 +244,7 @@ static qie_status open_index(qie_files *files, const char *folder, const char *i
         st = qie_fail(err, QIE_E_CORRUPT, index, "'%s' has no weight_map", index);
         goto fail;
     }
-    QIE_TRY_GOTO(create(index, named, &x.w, err));
+    QIE_TRY_GOTO(qie_weights_create(index, named, &x.w, err));
     x.shards = calloc(named + 1, sizeof *x.shards);
     if (!x.shards) {
         st = qie_fail(err, QIE_E_NO_MEMORY, NULL, "out of memory");
@@ -265,7 +254,7 @@ static qie_status open_index(qie_files *files, const char *folder, const char *i
     QIE_TRY_GOTO(x.st);
     for (size_t f = 0; f < x.w->n_files; f++)
         present += x.w->files[f].n_tensors;
-    QIE_TRY_GOTO(reserve(x.w, present, err));
+    QIE_TRY_GOTO(qie_weights_reserve(x.w, present, err));
     take_named(&x, map);
     qie_json_each(map, check_found, &x);
     QIE_TRY_GOTO(x.st);
@@ -280,38 +269,102 @@ fail:
     return st;
 }
 
+/* A file of a model's folder as file number w->n_files of w. */
+static qie_status add_file(qie_weights *w, qie_files *files, const char *name, qie_error *err) {
+    const unsigned char *data;
+    size_t n;
+    QIE_TRY(qie_files_get(files, name, &data, &n, err));
+    char *label = text("%s/%s", qie_files_label(files), name);
+    qie_status st = label ? qie_tensor_file_parse(data, n, label, &w->files[w->n_files++], err)
+                          : qie_fail(err, QIE_E_NO_MEMORY, NULL, "out of memory");
+    free(label);
+    return st;
+}
+
+/* All tensors of all files, under the files' own names; those of a file are unique already. */
+qie_status qie_weights_take_all(qie_weights *w, qie_error *err) {
+    size_t n = 0;
+    for (size_t f = 0; f < w->n_files; f++)
+        n += w->files[f].n_tensors;
+    QIE_TRY(qie_weights_reserve(w, n, err));
+    for (size_t f = 0; f < w->n_files; f++)
+        for (size_t i = 0; i < w->files[f].n_tensors; i++) {
+            const qie_tensor *t = &w->files[f].tensors[i];
+            QIE_FAIL_IF(qie_weights_lookup(w, "", t->name), QIE_E_CORRUPT, err, w->label,
+                        "'%s' holds the tensor '%s', which another file has, too",
+                        w->files[f].label, t->name);
+            qie_weights_add(w, t, f, i);
+        }
+    return QIE_OK;
+}
+
+static qie_status open_single(qie_files *files, const char *name, const char *beside,
+                              qie_weights **out, qie_error *err) {
+    qie_weights *w;
+    qie_status st;
+    QIE_TRY(qie_weights_create(name, 2, &w, err));
+    free(w->label);
+    w->label = text("%s/%s", qie_files_label(files), name);
+    if (!w->label) {
+        st = qie_fail(err, QIE_E_NO_MEMORY, NULL, "out of memory");
+        goto fail;
+    }
+    QIE_TRY_GOTO(add_file(w, files, name, err));
+    if (beside && qie_files_exists(files, beside))
+        QIE_TRY_GOTO(add_file(w, files, beside, err));
+    QIE_TRY_GOTO(qie_weights_take_all(w, err));
+    *out = w;
+    return QIE_OK;
+fail:
+    qie_weights_close(w);
+    return st;
+}
+
+const char *qie_part_name(qie_part part) {
+    static const char *const NAMES[] = {"transformer", "text_encoder", "vae"};
+    return NAMES[part];
+}
+
+/* The first of the standard names that is there; *out stays NULL if none is. */
+static qie_status open_standard(qie_files *files, const char *folder, qie_weights **out,
+                                qie_error *err) {
+    static const char *const NAMES[] = {"diffusion_pytorch_model.safetensors.index.json",
+                                        "model.safetensors.index.json",
+                                        "diffusion_pytorch_model.safetensors",
+                                        "model.safetensors",
+                                        "diffusion_pytorch_model.gguf",
+                                        "model.gguf"};
+    qie_status st = QIE_OK;
+    for (size_t i = 0; i < sizeof NAMES / sizeof *NAMES && st == QIE_OK && !*out; i++) {
+        char *name = text("%s/%s", folder, NAMES[i]), *beside = text("%s/mmproj.gguf", folder);
+        if (!name || !beside)
+            st = qie_fail(err, QIE_E_NO_MEMORY, NULL, "out of memory");
+        else if (qie_files_exists(files, name))
+            st = i < 2 ? open_index(files, folder, name, out, err)
+                       : open_single(files, name, beside, out, err);
+        free(name);
+        free(beside);
+    }
+    return st;
+}
+
 qie_status qie_weights_open(qie_files *files, const char *folder, qie_weights **out,
                             qie_error *err) {
-    static const char *const NAMES[] = {"diffusion_pytorch_model.safetensors", "model.safetensors"};
     *out = NULL;
-    for (int pass = 0; pass < 2; pass++)
-        for (size_t i = 0; i < sizeof NAMES / sizeof *NAMES; i++) {
-            char *name = text("%s/%s%s", folder, NAMES[i], pass ? "" : ".index.json");
-            char *label = text("%s/%s", qie_files_label(files), name ? name : "");
-            qie_status st = QIE_OK;
-            bool here = false;
-            const unsigned char *data;
-            size_t n;
-            if (!name || !label)
-                st = qie_fail(err, QIE_E_NO_MEMORY, NULL, "out of memory");
-            else
-                here = qie_files_exists(files, name);
-            if (here && !pass)
-                st = open_index(files, folder, name, out, err);
-            else if (here) {
-                st = qie_files_get(files, name, &data, &n, err);
-                if (st == QIE_OK)
-                    st = qie_weights_open_bytes(data, n, label, out, err);
-            }
-            free(name);
-            free(label);
-            if (st != QIE_OK || here)
-                return st;
-        }
-    return qie_fail(err, QIE_E_NOT_FOUND, folder,
-                    "no weights in '%s/%s': neither %s nor %s, single or with an index; fetch the "
-                    "model with `qwen-edit pull`",
-                    qie_files_label(files), folder, NAMES[0], NAMES[1]);
+    QIE_TRY(open_standard(files, folder, out, err));
+    QIE_FAIL_IF(!*out, QIE_E_NOT_FOUND, err, folder,
+                "no weights in '%s/%s': neither diffusion_pytorch_model nor model, as .safetensors "
+                "(single or with an index) or .gguf; fetch the model with `qwen-edit pull`",
+                qie_files_label(files), folder);
+    qie_status st = QIE_OK;
+    for (int p = 0; p < QIE_PART_COUNT; p++)
+        if (!strcmp(folder, qie_part_name((qie_part)p)))
+            st = qie_weights_assemble(*out, (qie_part)p, err);
+    if (st != QIE_OK) {
+        qie_weights_close(*out);
+        *out = NULL;
+    }
+    return st;
 }
 
 /* -----------------------------------------------------------------------------------------------
@@ -326,12 +379,12 @@ const qie_tensor *qie_weights_at(const qie_weights *w, size_t i) {
 }
 
 const qie_tensor *qie_weights_find(const qie_weights *w, const char *name) {
-    const qie_tensor *t = lookup(w, "", name);
+    const qie_tensor *t = qie_weights_lookup(w, "", name);
     /* transformers 4.52 renamed the text encoder's tensors by prefix alone. */
     if (!t && !strncmp(name, "visual.", 7))
-        t = lookup(w, "model.", name);
+        t = qie_weights_lookup(w, "model.", name);
     if (!t && !strncmp(name, "model.", 6))
-        t = lookup(w, "model.language_model.", name + 6);
+        t = qie_weights_lookup(w, "model.language_model.", name + 6);
     return t;
 }
 
@@ -345,25 +398,67 @@ static const char *shape_text(char buf[256], int n_dims, const int64_t *shape) {
     return buf;
 }
 
+static bool is_float(qie_dtype t) {
+    return t == QIE_F32 || t == QIE_BF16 || t == QIE_F16;
+}
+
+/* Types that the matrix operations read. */
+static bool is_matrix_type(qie_dtype t) {
+    return is_float(t) || t == QIE_I8 || t == QIE_F8_E4M3 || t == QIE_F8_E5M2 ||
+           qie_dtype_block_elements(t) > 1;
+}
+
+static const char *type_of(const qie_weights *w, const qie_tensor *t) {
+    size_t i = (size_t)(t - w->tensors);
+    return w->files[w->file_of[i]].dtypes[w->in_file[i]];
+}
+
+static qie_status wrong_shape(const qie_weights *w, const char *name, const qie_tensor *t,
+                              int n_dims, const int64_t *shape, qie_error *err) {
+    char a[256], b[256];
+    return qie_fail(err, QIE_E_CORRUPT, name, "tensor '%s' in '%s' has shape %s, expected %s", name,
+                    qie_weights_file_of(w, t), shape_text(a, t->n_dims, t->shape),
+                    shape_text(b, n_dims, shape));
+}
+
 qie_status qie_weights_need(const qie_weights *w, const char *name, int n_dims,
                             const int64_t *shape, const qie_tensor **out, qie_error *err) {
     *out = NULL;
     const qie_tensor *t = qie_weights_find(w, name);
     QIE_FAIL_IF(!t, QIE_E_CORRUPT, err, name, "'%s' has no tensor '%s'", w->label, name);
-    const char *file = qie_weights_file_of(w, t);
-    size_t i = (size_t)(t - w->tensors);
-    QIE_FAIL_IF(t->dtype != QIE_F32 && t->dtype != QIE_BF16 && t->dtype != QIE_F16, QIE_E_CORRUPT,
-                err, name, "tensor '%s' in '%s' has dtype %s, expected F32, BF16 or F16", name,
-                file, w->files[w->file_of[i]].dtypes[w->in_file[i]]);
+    QIE_FAIL_IF(!is_float(t->dtype), QIE_E_CORRUPT, err, name,
+                "tensor '%s' in '%s' has dtype %s, expected F32, BF16 or F16", name,
+                qie_weights_file_of(w, t), type_of(w, t));
     bool same = t->n_dims == n_dims;
     for (int d = 0; same && d < n_dims; d++)
         same = t->shape[d] == shape[d];
-    if (!same) {
-        char a[256], b[256];
-        return qie_fail(err, QIE_E_CORRUPT, name, "tensor '%s' in '%s' has shape %s, expected %s",
-                        name, file, shape_text(a, t->n_dims, t->shape),
-                        shape_text(b, n_dims, shape));
-    }
+    if (!same)
+        return wrong_shape(w, name, t, n_dims, shape, err);
+    *out = t;
+    return QIE_OK;
+}
+
+qie_status qie_weights_need_linear(const qie_weights *w, const char *name, int64_t n, int64_t k,
+                                   const qie_tensor **out, qie_error *err) {
+    *out = NULL;
+    const qie_tensor *t = qie_weights_find(w, name);
+    QIE_FAIL_IF(!t, QIE_E_CORRUPT, err, name, "'%s' has no tensor '%s'", w->label, name);
+    const char *file = qie_weights_file_of(w, t);
+    QIE_FAIL_IF(!is_matrix_type(t->dtype), QIE_E_CORRUPT, err, name,
+                "tensor '%s' in '%s' has dtype %s, which is none of the types of weights", name,
+                file, type_of(w, t));
+    QIE_FAIL_IF(t->dtype == QIE_I8 && !t->scale, QIE_E_CORRUPT, err, name,
+                "tensor '%s' in '%s' is of 8-bit integers and has no scale", name, file);
+    /* 1x1 convolutions ([n, k, 1, 1(, 1)]) and the patch embedding ([n, 3, 2, 14, 14]) are linear
+     * layers. */
+    bool same = t->n_dims >= 2 && t->shape[0] == n && t->n_elements == n * k &&
+                (t->n_dims > 2 || t->shape[1] == k);
+    const int64_t shape[2] = {n, k};
+    if (!same)
+        return wrong_shape(w, name, t, 2, shape, err);
+    QIE_FAIL_IF(k % qie_dtype_block_elements(t->dtype), QIE_E_CORRUPT, err, name,
+                "tensor '%s' in '%s' has rows of %lld elements, which are no whole blocks of %s",
+                name, file, (long long)k, type_of(w, t));
     *out = t;
     return QIE_OK;
 }
@@ -374,11 +469,16 @@ const char *qie_weights_file_of(const qie_weights *w, const qie_tensor *t) {
     return w->files[w->file_of[t - w->tensors]].label;
 }
 
+const char *qie_weights_format(const qie_weights *w) {
+    return w->n_files ? w->files[0].format : "safetensors";
+}
+
 const char *qie_weights_metadata(const qie_weights *w, const char *key) {
-    for (size_t f = 0; f < w->n_files; f++)
-        for (size_t i = 0; i < w->files[f].n_meta; i++)
-            if (!strcmp(w->files[f].meta[2 * i], key))
-                return w->files[f].meta[2 * i + 1];
+    for (size_t f = 0; f < w->n_files; f++) {
+        const char *value = qie_tensor_file_meta(&w->files[f], key);
+        if (value)
+            return value;
+    }
     return NULL;
 }
 
@@ -390,6 +490,17 @@ bool qie_weights_metadata_at(const qie_weights *w, size_t i, const char **key, c
             return true;
         }
     return false;
+}
+
+const qie_meta_array *qie_weights_array(const qie_weights *w, const char *key) {
+    const qie_meta_array *found = NULL;
+    for (size_t f = 0; f < w->n_files && !found; f++)
+        found = qie_tensor_file_array(&w->files[f], key);
+    return found;
+}
+
+bool qie_weights_marked_zero_cond_t(const qie_weights *w) {
+    return w->marked_zero_cond_t;
 }
 
 int64_t qie_weights_bytes(const qie_weights *w) {

@@ -80,7 +80,9 @@ static const qie_lora_target TARGETS[] = {
     {"transformer_blocks.0.img_mlp.net.0.proj", QIE_LORA_TRANSFORMER, 8, 4},
     {"norm_out.linear", QIE_LORA_TRANSFORMER, 8, 4},
     {"model.layers.0.self_attn.q_proj", QIE_LORA_TEXT_ENCODER, 8, 4},
-    {"visual.blocks.0.attn.qkv", QIE_LORA_TEXT_ENCODER, 24, 4}};
+    {"visual.blocks.0.attn.q", QIE_LORA_TEXT_ENCODER, 8, 4},
+    {"visual.blocks.0.attn.k", QIE_LORA_TEXT_ENCODER, 8, 4},
+    {"visual.blocks.0.attn.v", QIE_LORA_TEXT_ENCODER, 8, 4}};
 enum { N_TARGETS = sizeof TARGETS / sizeof *TARGETS };
 
 /* Index of the target that a module with this key meets; -1: refused. */
@@ -125,8 +127,8 @@ QTEST(test_lora_namings_find_their_layers) {
         {"lora_te_layers_0_self_attn_q_proj", ".lora_down.weight", ".lora_up.weight", 8, 6},
         {"lora_te1_model_language_model_layers_0_self_attn_q_proj", ".lora_down.weight",
          ".lora_up.weight", 8, 6},
-        {"text_encoder.model.visual.blocks.0.attn.qkv", A, B, 24, 7},
-        {"text_encoders.qwen25_7b.transformer.visual.blocks.0.attn.qkv", A, B, 24, 7},
+        {"text_encoder.model.visual.blocks.0.attn.qkv", A, B, 24, 207},
+        {"text_encoders.qwen25_7b.transformer.visual.blocks.0.attn.qkv", A, B, 24, 207},
         {"transformer_blocks.0.attn.to_qkv", A, B, 24, 200}, /* q, k and v */
         {"lora_unet_transformer_blocks_0_attn_to_qkv", ".lora_down.weight", ".lora_up.weight", 24,
          200},

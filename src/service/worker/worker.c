@@ -21,7 +21,7 @@
 #include "base/files.h"
 #include "base/log.h"
 #include "base/rng.h"
-#include "model/demo_files.h"
+#include "model/model.h"
 #include "plan/memory.h"
 #include "service/common/message.h"
 #include "service/worker/sandbox.h"
@@ -515,9 +515,8 @@ static void run_job(worker *w) {
 
 /* ---------------------------------------------------------------- start */
 
-static qie_status describe(const worker *w, svc_model_info *out, qie_error *err) {
+static void describe(const worker *w, svc_model_info *out) {
     qie_engine_info info;
-    qie_files *files = NULL;
     qie_engine_get_info(w->engine, &info);
     memset(out, 0, sizeof *out);
     snprintf(out->model, sizeof out->model, "%s", info.model);
@@ -536,16 +535,12 @@ static qie_status describe(const worker *w, svc_model_info *out, qie_error *err)
     out->true_cfg_scale = info.true_cfg_scale;
     out->weights_bytes = info.weights_bytes;
     out->ref_area = info.ref_area;
-    QIE_TRY(info.is_demo ? qie_files_open_builtin(qie_demo_files, "the demo model", &files, err)
-                         : qie_files_open_dir(info.model, &files, err));
-    qie_status st = qie_model_config_read(files, &out->config, err);
-    qie_files_close(files);
-    return st;
+    out->config = *qie_engine_config(w->engine);
 }
 
 static qie_status tell_ready(worker *w, const char *files, const char *calls, qie_error *err) {
     svc_model_info info;
-    QIE_TRY(describe(w, &info, err));
+    describe(w, &info);
     w->n_blocks = info.config.transformer.num_layers > 0 ? info.config.transformer.num_layers : 1;
     svc_part part = {&info, sizeof info};
     int fd = svc_memory_file("model", &part, 1);
