@@ -3,7 +3,12 @@
 
   VENV/bin/python bench/compare_diffusers.py --model DIR --image A.png [--image B.png] [--prompt TEXT] [--steps 2] [--cfg 1]
                   [--width W --height H] [--ref-area PIXELS] [--dtype bfloat16] [--threads 2] [--rounds 3]
-                  [--program build/qwen-edit]
+                  [--program build/qwen-edit] [--stages text,vae_encode,forward,vae_decode] [--json FILE]
+
+With --stages the stages of one edit instead of the whole: diffusers' own calls (encode_prompt, vae.encode, transformer,
+vae.decode) beside `qwen-edit bench` at the same sizes, first and next call, one after the other in every round. The
+pictures may then be left out: they are made up. Of a model with fewer layers than the released one the whole edit at
+the released depth is also given, from the time of one more layer on either side.
 
 VENV holds torch, diffusers, transformers (PyPI). Per round: one whole run of the program (process start to exit) and one
 warm call of diffusers' pipeline in this process; also how long a fresh Python takes to import diffusers' pipeline class.
@@ -13,7 +18,7 @@ import argparse, json, os, statistics, subprocess, sys, time
 
 ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 ap.add_argument("--model", required=True)
-ap.add_argument("--image", action="append", required=True)
+ap.add_argument("--image", action="append", default=[])
 ap.add_argument("--prompt", default="Change the main subject's color to purple and keep the overall style consistent.")
 ap.add_argument("--steps", type=int, default=2)
 ap.add_argument("--cfg", type=float, default=1.0)
@@ -23,11 +28,16 @@ ap.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
 ap.add_argument("--threads", type=int, default=2)
 ap.add_argument("--rounds", type=int, default=3)
 ap.add_argument("--program", default="build/qwen-edit")
+ap.add_argument("--stages", help="comma-separated: text, vae_encode, forward, vae_decode")
+ap.add_argument("--references", type=int, default=1, help="pictures to make up for --stages")
+ap.add_argument("--json", help="also write the numbers of --stages to this file")
 a = ap.parse_args()
+if not a.image and not a.stages:
+    ap.error("--image is needed")
 
 os.environ["OMP_NUM_THREADS"] = str(a.threads)
 import_cost = []
-for _ in range(2):
+for _ in range(0 if a.stages else 2):
     t = time.perf_counter()
     subprocess.run([sys.executable, "-c", "from diffusers import QwenImageEditPlusPipeline"], check=True, capture_output=True)
     import_cost.append(time.perf_counter() - t)
@@ -43,6 +53,119 @@ if a.ref_area:
     plus.VAE_IMAGE_SIZE = a.ref_area
 pipe = QwenImageEditPlusPipeline.from_pretrained(a.model, torch_dtype=getattr(torch, a.dtype))
 pipe.set_progress_bar_config(disable=True)
+
+
+# ---------------------------------------------------------------- stage by stage
+
+RELEASED = {"blocks": 60, "language": 28, "vision": 32}
+
+
+class Layers:
+    """Seconds from the start of each layer of a list to the start of the next: what one more would cost."""
+
+    def __init__(self, layers):
+        self.n, self.at = len(layers), []
+        for layer in layers:
+            layer.register_forward_pre_hook(lambda *_: self.at.append(time.perf_counter()))
+
+    def one_more(self, end):
+        at, self.at = self.at[-self.n:], []
+        if len(at) < self.n:
+            return 0.0
+        return (at[-1] - at[0]) / (self.n - 1) if self.n > 1 else end - at[0]
+
+
+def their_stages(width, height, ref_area):
+    """name -> (function that runs the stage once, {layers: hooks})."""
+    from diffusers.pipelines.qwenimage.pipeline_qwenimage_edit_plus import calculate_dimensions
+    dtype = getattr(torch, a.dtype)
+    g = torch.Generator("cpu").manual_seed(0)
+    pictures = [Image.open(i).convert("RGB") for i in a.image] or [
+        Image.fromarray((torch.rand(height, width, 3, generator=g) * 255).byte().numpy()) for _ in range(a.references)]
+    cond = [pipe.image_processor.resize(p, *reversed(calculate_dimensions(384 * 384, p.width / p.height))) for p in pictures]
+    sizes = [calculate_dimensions(ref_area, p.width / p.height) for p in pictures]
+    pixels = [pipe.image_processor.preprocess(p, h, w).unsqueeze(2).to(dtype) for p, (w, h) in zip(pictures, sizes)]
+    rows = lambda w, h: (h // 16) * (w // 16)
+    shapes = [[(1, height // 16, width // 16)] + [(1, h // 16, w // 16) for w, h in sizes]]
+    n_rows = rows(width, height) + sum(rows(w, h) for w, h in sizes)
+    config = pipe.transformer.config
+    embeds, mask = pipe.encode_prompt(image=cond, prompt=a.prompt, device="cpu")
+    text = embeds.shape[1]
+    hidden = torch.randn(1, n_rows, config.in_channels, generator=g).to(dtype)
+    latents = torch.randn(1, pipe.vae.config.z_dim, 1, height // 8, width // 8, generator=g).to(dtype)
+    print(f"result {width}x{height}, references {sizes}; {n_rows} image rows, {text} text rows")
+
+    def forward():
+        pipe.transformer(hidden_states=hidden, timestep=torch.tensor([0.7], dtype=dtype), encoder_hidden_states=embeds,
+                         encoder_hidden_states_mask=mask, img_shapes=shapes, guidance=None, return_dict=False)
+
+    model = pipe.text_encoder.model
+    return {
+        "text": (lambda: pipe.encode_prompt(image=cond, prompt=a.prompt, device="cpu"),
+                 {"vision": Layers(model.visual.blocks), "language": Layers(model.language_model.layers)}),
+        "vae_encode": (lambda: [pipe.vae.encode(p).latent_dist.mode() for p in pixels], {}),
+        "forward": (forward, {"blocks": Layers(pipe.transformer.transformer_blocks)}),
+        "vae_decode": (lambda: pipe.vae.decode(latents, return_dict=False), {}),
+    }
+
+
+def our_stage(stage, width, height, ref_area):
+    cmd = [a.program, "bench", "--json", "--model", a.model, "-p", a.prompt, "-s", str(a.steps), "--true-cfg-scale", "1",
+           "--threads", str(a.threads), "--precision", "bf16" if a.dtype == "bfloat16" else "f32", "-W", str(width),
+           "-H", str(height), "--ref-area", str(ref_area), "--only", stage, "--repeats", "1", "--no-ops"]
+    for i in a.image:
+        cmd += ["-i", i]
+    if not a.image:
+        cmd += ["--references", str(a.references)]
+    return json.loads(subprocess.run(cmd, check=True, capture_output=True, text=True).stdout.strip().splitlines()[-1])
+
+
+def compare_stages():
+    width, height = a.width or 512, a.height or 512
+    ref_area = a.ref_area or width * height
+    stages = a.stages.split(",")
+    theirs = their_stages(width, height, ref_area)
+    med = statistics.median
+    table, numbers = [], {}
+    for stage in stages:
+        run, layers = theirs[stage]
+        pairs = []  # (their seconds, our first and next, their and our time of one more layer by name)
+        for _ in range(a.rounds):
+            t = time.perf_counter()
+            run()
+            end = time.perf_counter()
+            more = {k: l.one_more(end) for k, l in layers.items()}
+            o = our_stage(stage, width, height, ref_area)["stages"][0]
+            pairs.append((end - t, o["first_s"], o["fastest_s"], more, {l["name"]: l for l in o["layers"]}))
+        next_ = pairs[1:] or pairs
+        deep = [med(p[0] for p in next_), med(p[2] for p in next_)]
+        for name in layers:
+            missing = max(0, RELEASED[name] - pairs[0][4][name]["n"])
+            deep[0] += missing * med(p[3][name] for p in next_)
+            deep[1] += missing * med(p[4][name]["layer_s"] for p in next_)
+        n = {"diffusers_first_s": pairs[0][0], "diffusers_next_s": med(p[0] for p in next_), "ours_first_s": pairs[0][1],
+             "ours_next_s": med(p[2] for p in next_), "ratio": med(p[0] / p[2] for p in next_),
+             "diffusers_released_s": deep[0], "ours_released_s": deep[1]}
+        numbers[stage] = n
+        print(f"{stage:<11} diffusers first {n['diffusers_first_s']:8.2f} next {n['diffusers_next_s']:8.2f} s | ours first "
+              f"{n['ours_first_s']:8.2f} next {n['ours_next_s']:8.2f} s | {n['ratio']:6.2f} x | at the released depth "
+              f"{deep[0]:9.1f} and {deep[1]:8.1f} s: {deep[0] / deep[1]:6.2f} x", flush=True)
+    if {"text", "vae_encode", "forward", "vae_decode"} <= set(stages):
+        edit = [sum(numbers[s][k] * (a.steps if s == "forward" else 1) for s in numbers)
+                for k in ("diffusers_released_s", "ours_released_s")]
+        numbers["edit"] = {"steps": a.steps, "diffusers_released_s": edit[0], "ours_released_s": edit[1]}
+        print(f"an edit of {a.steps} steps at the released depth, from the stages (ours without the modulation, which diffusers "
+              f"computes in each forward): {edit[0]:.1f} and {edit[1]:.1f} s: {edit[0] / edit[1]:.2f} x")
+    if a.json:
+        with open(a.json, "w", encoding="utf-8") as f:
+            json.dump(numbers, f, indent=1)
+
+
+if a.stages:
+    print(f"model {a.model}, {a.dtype}, {a.threads} threads, {a.rounds} rounds; torch {torch.__version__}")
+    compare_stages()
+    sys.exit(0)
+
 images = [Image.open(i).convert("RGB") for i in a.image]
 
 

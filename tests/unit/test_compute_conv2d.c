@@ -106,6 +106,21 @@ QTEST(test_conv2d_many_channels_match_reference) {
     run_case(&(conv_case){40, 50, 12, 3, 3, 1, 1, false, false, false, QIE_F32, QIE_F32, QIE_F32});
 }
 
+/* Large enough for the form with fewer products: odd sides, ends within a vector, more input
+ * channels than one block, few outputs, doubled maps. */
+QTEST(test_conv2d_winograd_matches_reference) {
+    for (int t = 0; t < 4 && !qtest_failed; t++) {
+        qie_dtype x = ACTS[t & 1], d = ACTS[t / 2];
+        run_case(&(conv_case){16, 18, 16, 16, 3, 3, 1, false, false, false, x, QIE_F32, d});
+        run_case(&(conv_case){17, 9, 35, 3, 3, 1, 1, false, false, false, x, QIE_BF16, d});
+        run_case(&(conv_case){8, 23, 96, 77, 3, 3, 1, false, true, true, x, QIE_BF16, d});
+        run_case(&(conv_case){7, 9, 24, 40, 3, 1, 1, true, true, false, x, QIE_F16, d});
+        run_case(&(conv_case){5, 13, 300, 20, 3, 1, 1, true, false, false, x, QIE_BF16, d});
+        run_case(&(conv_case){9, 11, 270, 48, 3, 1, 1, false, true, true, x, QIE_F32, d});
+        run_case(&(conv_case){1, 80, 20, 24, 3, 1, 1, false, false, false, x, QIE_BF16, d});
+    }
+}
+
 QTEST(test_conv2d_random_cases_match_reference) {
     for (int i = 0; i < 30 && !qtest_failed; i++) {
         conv_case p = {.h = 1 + (int)(op_u32() % 9),

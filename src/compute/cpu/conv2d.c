@@ -3,7 +3,7 @@
  *
  * The weights are few and used for every pixel: they are packed once, in (tap y, tap x, channel)
  * order, into the scratch that all threads share. Then tasks of up to QIE_TASK_ROWS pixels by
- * QIE_TASK_COLS channels run as in linear.c. */
+ * QIE_TASK_COLS channels run as in linear.c. Where winograd.c needs fewer products, it runs. */
 #include <assert.h>
 #include <string.h>
 
@@ -116,6 +116,10 @@ static void conv_task(void *arg, size_t index, int i_thread) {
 }
 
 void qie_cpu_conv2d(qie_compute *c, const qie_conv2d_args *a) {
+    if (qie_cpu_winograd_takes(c, a)) {
+        qie_cpu_winograd(c, a);
+        return;
+    }
     conv_job job = {.c = c, .a = a, .g = qie_cpu_gemm(c, a->x.dtype)};
     assert(a->w.in == a->x.c && a->w.out == a->dst.c && a->w.kh == a->w.kw);
     assert(!a->residual.data || a->residual.dtype == a->dst.dtype);

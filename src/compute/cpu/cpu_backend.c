@@ -18,8 +18,12 @@ static qie_cpu_state plan(const qie_compute_limits *limits) {
     qie_cpu_state s = {0};
     size_t linear = QIE_A_BYTES + QIE_B_BYTES + QIE_PANEL_BYTES + QIE_C_BYTES;
     size_t attention = qie_cpu_attention_bytes(limits->max_head_dim);
+    size_t tiles = qie_cpu_winograd_thread_bytes(limits->max_conv_k / 9);
     size_t thread = linear > attention ? linear : attention;
     size_t shared = qie_cpu_conv_bytes(limits->max_conv_k, limits->max_conv_n);
+    size_t winograd = qie_cpu_winograd_shared_bytes(limits->max_conv_k / 9, limits->max_conv_n);
+    thread = tiles > thread ? tiles : thread;
+    shared = winograd > shared ? winograd : shared;
     s.max_int8_k = limits->max_int8_k;
     if (limits->max_int8_k) {
         size_t int8_shared = qie_cpu_int8_shared_bytes(limits->max_int8_k);

@@ -76,6 +76,12 @@ size_t qie_cpu_conv_bytes(int64_t max_conv_k, int64_t max_conv_n);
 size_t qie_cpu_int8_shared_bytes(int64_t max_k);
 size_t qie_cpu_int8_thread_bytes(void);
 
+/* The same for its form by Winograd: shared area, area a thread. */
+size_t qie_cpu_winograd_shared_bytes(int64_t in, int64_t out);
+size_t qie_cpu_winograd_thread_bytes(int64_t max_in);
+bool qie_cpu_winograd_takes(const qie_compute *c, const qie_conv2d_args *a);
+void qie_cpu_winograd(qie_compute *c, const qie_conv2d_args *a);
+
 void qie_cpu_linear(qie_compute *c, const qie_linear_args *a);
 /* Low-rank terms, see lowrank.c. Rows [m0, m0 + m) and columns [n0, n0 + n <= QIE_TASK_COLS) of
  * them to sums (ld floats apart, panels as qie_panels_make pads them), which the layer's own

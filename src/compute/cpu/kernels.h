@@ -71,6 +71,14 @@ typedef struct qie_gemm {
     /* Columns [k0, k0 + k) of rows [row0, row0 + n) of a convolution's matrix, likewise. */
     void (*gather_a)(void *dst, const qie_gather *g, int64_t row0, int64_t n, int64_t k0,
                      int64_t k);
+    /* Winograd transforms, n 4 or 3 (winograd.c); NULL: none. Inputs: n x n pixels of c channels ->
+     * as many rows of floats, `step` floats apart, whole vectors written. Results: n x n rows of
+     * cols sums -> 2 x 2 pixels: y, y + cols, and the same `row` floats further. Weights: 9 vectors
+     * -> n x n vectors. */
+    void (*winograd_in)(void *out, int64_t step, const void *const *px, int n, qie_dtype dtype,
+                        int64_t c);
+    void (*winograd_out)(float *y, int64_t row, const float *m, int64_t step, int n, int64_t cols);
+    void (*winograd_weights)(float *u, int64_t step, const float *g, int n);
     /* Rows of n x m keys' values as A in QIE_A_STEPS layout: [ceil(n / unit)][m] units,
      * zero-filled; with v_rows as m rows of ceil(n / unit) units, QIE_A_STRIDE apart. */
     void (*pack_v)(void *dst, const void *src, qie_dtype dtype, int64_t ld, int64_t n, int64_t m);
