@@ -11,14 +11,15 @@
 #include "cli/commands.h"
 #include "cli/interrupt.h"
 #include "cli/job.h"
+#include "cli/line.h"
 #include "cli/loras.h"
 #include "cli/model_choice.h"
 #include "cli/place.h"
 #include "cli/remote.h"
 #include "cli/ui.h"
 
-/* A line holds a prompt of at most 32,000 characters and paths. */
-#define LINE_MAX_BYTES (1u << 20)
+/* A line may hold its pictures: what the service takes as one body. */
+#define LINE_MAX_BYTES (96u << 20)
 
 static void explain_environment(void) {
     static const char *const names[] = {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"};
@@ -152,10 +153,11 @@ static qie_status run_line(const cli_values *base, const place *where, const cha
                            qie_json **result, qie_error *err) {
     cli_values v = {.parent = base};
     cli_request request = {0};
+    cli_line line = {.n_fds = 0};
     qie_json *object = NULL;
     qie_status st;
     QIE_TRY(qie_json_parse(text, n, "the line", &object, err));
-    QIE_TRY_GOTO(cli_parse_fields(&v, object, err));
+    QIE_TRY_GOTO(cli_line_parse(&line, &v, object, err));
     QIE_TRY_GOTO(cli_request_read(&v, &request, err));
     QIE_TRY_GOTO(cli_request_check_outputs(&request, err));
     if (where->engine)
@@ -164,6 +166,7 @@ static qie_status run_line(const cli_values *base, const place *where, const cha
 fail:
     cli_request_release(&request);
     cli_values_release(&v);
+    cli_line_release(&line);
     qie_json_free(object);
     return st;
 }

@@ -530,6 +530,11 @@ static qie_status set_field(field_walk *w, const char *key, const qie_json *valu
     return cli_set(w->values, oid, FROM_REQUEST, key, number, w->err);
 }
 
+qie_status cli_parse_field(cli_values *v, const char *key, const qie_json *value, qie_error *err) {
+    field_walk w = {.values = v, .err = err, .st = QIE_OK};
+    return set_field(&w, key, value);
+}
+
 static bool visit_field(void *arg, const char *key, qie_json *value) {
     field_walk *w = arg;
     /* null is "not given", as in the service. */

@@ -240,7 +240,9 @@ qie_status cli_parse_arguments(cli_values *v, const cli_command *command, int ar
 qie_status cli_parse_environment(cli_values *v, const cli_command *command, qie_error *err);
 /* --config FILE, else $XDG_CONFIG_HOME/qwen-edit/config if it is there. */
 qie_status cli_parse_config(cli_values *v, const cli_command *command, qie_error *err);
-/* The members of one line of a batch file. Errors name the field. */
+/* One field of a request, by the name that the table gives it. Errors name the field. */
+qie_status cli_parse_field(cli_values *v, const char *key, const qie_json *value, qie_error *err);
+/* All members of an object, which must be such fields; null counts as absent. */
 qie_status cli_parse_fields(cli_values *v, const qie_json *object, qie_error *err);
 
 /* Nearest of the names that `next` yields one by one (NULL at the end), or NULL if none is near. */

@@ -4,6 +4,7 @@
     test_remote.py PROGRAM
 Prints one line a case; exit status 1 if any failed.
 """
+import base64
 import http.server
 import json
 import os
@@ -166,6 +167,24 @@ def case_batch(s):
     out, err = edit("--server", s.url, "--batch", "jobs.jsonl", code=3)
     assert out == "b1.png\nb4.webp\n" and "line 2: error: " in err and "line 4: error: " in err, (out, err)
     assert "2 edits done, 2 failed" in err and "line 5: step 1/1" in err, err
+
+
+def case_batch_with_the_fields_of_the_service(s):
+    b64 = base64.b64encode(read("ball.png")).decode()
+    lines = [{"image_base64": b64, "output_path": "f1.png", "response": "path", "priority": 3, "preview": True, "metadata": False},
+             {"images": [{"base64": "data:image/png;base64," + b64}, "mug.png"], "output_path": "f2.png", "idempotency_key": "k"},
+             {"image_base64": [b64, b64], "output_path": "f3.webp", "max_side": None},
+             {"image_base64": "%%%", "output_path": "f4.png"}, {"image_url": "http://a/b.png", "output_path": "f5.png"},
+             {"images": [{"path": "x"}], "output_path": "f6.png"}]
+    text = "".join(json.dumps({"prompt": "x", "num_inference_steps": 1, "seed": 4, **line}) + "\n" for line in lines)
+    for where in ((), ("--server", s.url)):
+        with open("fields.jsonl", "w") as f:
+            f.write(text)
+        out, err = edit("--batch", "fields.jsonl", *where, code=2)
+        assert out == "f1.png\nf2.png\nf3.webp\n", (out, err)
+        for n, what in ((4, "'image_base64' is not base64"), (5, "by address"), (6, "must hold paths")):
+            assert f"line {n}: error: " in err and what in err, (what, err)
+        assert b"seed" not in read("f1.png") and b"seed" in read("f2.png")
 
 
 def case_restart_of_the_service(s):
