@@ -97,6 +97,24 @@ static bool cancelled_within(const order *o, long ms) {
     return rc > 0 && m.kind == SVC_MSG_CANCEL && m.token == o->message.token;
 }
 
+/* The picture in the format that the job asks its result in. */
+static bool as_asked(order *o) {
+    qie_image_encode_options options = qie_image_encode_options_default();
+    options.format = (qie_image_format)o->head.params.format;
+    if (qie_image_sniff(o->picture, o->n) == options.format)
+        return true;
+    qie_image *image = NULL;
+    uint8_t *bytes = NULL;
+    bool ok = qie_image_decode(o->picture, o->n, NULL, &image, NULL) == QIE_OK &&
+              qie_image_encode(image, &options, &bytes, &o->n, NULL) == QIE_OK;
+    qie_image_destroy(image);
+    if (ok) {
+        free(o->picture);
+        o->picture = bytes;
+    }
+    return ok;
+}
+
 static bool read_order(int fd, order *o) {
     const svc_job_head *h = &o->head;
     int64_t at = sizeof *h;
@@ -109,7 +127,8 @@ static bool read_order(int fd, order *o) {
         return false;
     at += (int64_t)(h->n_prompt + h->n_negative);
     return svc_read_at(fd, o->picture, o->n, at) &&
-           qie_image_probe(o->picture, o->n, NULL, NULL, &o->width, &o->height, NULL) == QIE_OK;
+           qie_image_probe(o->picture, o->n, NULL, NULL, &o->width, &o->height, NULL) == QIE_OK &&
+           as_asked(o);
 }
 
 /* ---------------------------------------------------------------- an honest answer */

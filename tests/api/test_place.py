@@ -43,6 +43,15 @@ def model(folder):
     return d
 
 
+def without_plugin(folder):
+    """A copy of the program alone: a build with the CUDA toolkit has the real plugin beside it."""
+    d = os.path.join(folder, "alone", "bin")
+    os.makedirs(d, exist_ok=True)
+    program = os.path.join(d, "qwen-edit")
+    shutil.copy(PROGRAM, program)
+    return program
+
+
 def with_plugin(folder):
     """A copy of the program beside something called qie_cuda.so."""
     d = os.path.join(folder, "bin")
@@ -147,13 +156,13 @@ def test_sick_driver_refuses(folder):
 
 
 def test_room_but_no_plugin_is_said(folder):
-    nvml = gpu(0, 80, 0.5)
-    r = edit(folder, nvml)
+    nvml, alone = gpu(0, 80, 0.5), without_plugin(folder)
+    r = edit(folder, nvml, program=alone)
     check("has no GPU plugin" in r.stderr and "fits on GPU 0" in r.stderr, r.stderr)
-    r = edit(folder, nvml, "--device", "cuda")
+    r = edit(folder, nvml, "--device", "cuda", program=alone)
     equal(r.returncode, 4, r.stderr)
     check("has no GPU plugin" in r.stderr and CPU in r.stderr, r.stderr)
-    r = serve(folder, nvml, "--gpus", "0")
+    r = serve(folder, nvml, "--gpus", "0", program=alone)
     equal(r.returncode, 4, r.stderr)
 
 

@@ -46,9 +46,13 @@ void svc_reply_json(svc_call *call, int status, qie_json *take) {
 
 qie_json *svc_error_json(const qie_error *e) {
     qie_json *o = qie_json_new_object();
-    qie_json_put(o, "message", qie_json_new_string(e->message));
+    qie_error clean = *e; /* it may quote a client's bytes, and JSON is UTF-8 */
+    svc_text_clean(clean.message, sizeof clean.message);
+    svc_text_clean(clean.param, sizeof clean.param);
+    qie_json_put(o, "message", qie_json_new_string(clean.message));
     qie_json_put(o, "type", qie_json_new_string(qie_status_name(e->status)));
-    qie_json_put(o, "param", e->param[0] ? qie_json_new_string(e->param) : qie_json_new_null());
+    qie_json_put(o, "param",
+                 clean.param[0] ? qie_json_new_string(clean.param) : qie_json_new_null());
     qie_json_put(o, "code", qie_json_new_int(qie_status_http(e->status)));
     return o;
 }
