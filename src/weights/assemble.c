@@ -91,7 +91,7 @@ static int by_name(const void *a, const void *b) {
 
 static item *find(const assembly *a, const char *name) {
     item key = {.name = (char *)(uintptr_t)name, .kind = QIE_NAME_TENSOR};
-    return bsearch(&key, a->items, a->n, sizeof key, by_name);
+    return a->n ? bsearch(&key, a->items, a->n, sizeof key, by_name) : NULL;
 }
 
 static void sort(assembly *a) {

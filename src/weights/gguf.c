@@ -273,7 +273,7 @@ static bool read_pair(reader *r) {
     if (type == QIE_GGUF_ARRAY)
         return read_array(r, key);
     if (type == QIE_GGUF_STRING) {
-        if (read_string(r, &p, &n))
+        if (read_string(r, &p, &n) && p)
             return add_meta(r, key, strndup((const char *)p, n));
         free(key);
         return false;

@@ -90,8 +90,10 @@ static float int8_dot(const qie_linear_args *a, int64_t r, int64_t n) {
         int64_t k = m->k - k0 < QIE_I8_BLOCK ? m->k - k0 : QIE_I8_BLOCK;
         float x_scale = int8_block(a->x.data, a->x.dtype, r * a->x.ld + k0, k, x), w_scale = 1;
         if (m->dtype == QIE_I8)
-            for (int64_t i = 0; i < k; i++)
-                w[i] = ((const int8_t *)m->data)[n * m->k + k0 + i];
+            for (int64_t i = 0; i < k; i++) {
+                int8_t v = ((const int8_t *)m->data)[n * m->k + k0 + i];
+                w[i] = v; // NOLINT(bugprone-signed-char-misuse): a number, no character
+            }
         else {
             qie_wmat plain = *m; /* its scale comes below */
             float values[QIE_I8_BLOCK];

@@ -157,7 +157,7 @@ static void transform_inputs(const winograd *job, int64_t t0, int64_t n_tiles,
     const qie_fmap *x = &job->a->x;
     int64_t places = (int64_t)job->n * job->n, step = place_bytes(n_tiles);
     for (int64_t t = 0; t < n_tiles; t++) {
-        const void *px[PLACES], *at[PLACES];
+        const void *px[PLACES] = {NULL}, *at[PLACES];
         pixels_of(job, t0 + t, zeros, px);
         if (t0 + t + AHEAD < job->n_tiles)
             prefetch_tile(job, t0 + t + AHEAD, zeros);
@@ -253,6 +253,8 @@ void qie_cpu_winograd(qie_compute *c, const qie_conv2d_args *a) {
                     .n = a->upsample ? 3 : 4,
                     .blocks = qie_ceil_div(a->w.in, QIE_K_UNITS),
                     .weights = (float *)(void *)c->scratch};
+    if (job.blocks < 1)
+        return; /* no channels: the layer above refuses such a convolution */
     /* whole vectors in every block, so that no transform ends within one */
     job.kb = qie_ceil_div(qie_ceil_div(a->w.in, job.blocks), job.g->vw) * job.g->vw;
     job.tiles_x = (a->dst.w + 1) / 2;
