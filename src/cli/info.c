@@ -87,8 +87,11 @@ static bool print_member(void *arg, const char *key, qie_json *value) {
         putchar(' ');
         print_flat(value);
         bool bytes = !strcmp(key, "bytes") || !strcmp(key, "needs") || !strcmp(key, "there");
-        if (bytes && qie_json_number(value) >= 1048576)
-            printf(" (%.4g MiB)", qie_json_number(value) / 1048576);
+        double n = qie_json_number(value);
+        if (bytes && n >= 1 << 30)
+            printf(" (%.1f GiB)", n / (1 << 30));
+        else if (bytes && n >= 1 << 20)
+            printf(" (%.1f MiB)", n / (1 << 20));
         putchar('\n');
     } else {
         putchar('\n');
