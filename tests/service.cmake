@@ -21,6 +21,9 @@ if(QIE_TESTS AND TARGET qwen-edit)
       list(APPEND service_drivers test_service_worker test_service_state test_service_kill test_service_ops
            test_service_schema test_remote test_client)
     endif()
+    if(TARGET qie_cuda_double)
+      list(APPEND service_drivers test_service_gpu)
+    endif()
     foreach(driver ${service_drivers})
       string(REPLACE "test_" "" name ${driver})
       add_test(NAME ${name} COMMAND ${Python3_EXECUTABLE} ${CMAKE_SOURCE_DIR}/tests/api/${driver}.py

@@ -213,6 +213,11 @@ qie_status qie_engine_edit(qie_engine *engine, const qie_edit_options *options,
                            qie_edit_result *out, qie_error *err);
 void qie_edit_result_release(qie_edit_result *result);
 
+/* Has the device failed for good (a GPU that was lost, an illegal access)? Then every later edit
+ * ends with the same error, and only a new process may do better. Always QIE_OK on the CPU. Errors:
+ * QIE_E_UNAVAILABLE, QIE_E_NO_MEMORY, with the runtime's words. */
+qie_status qie_engine_check(const qie_engine *engine, qie_error *err);
+
 /* Stop the running edit at the next block; async-signal-safe. Stays set until
  * qie_engine_reset_cancel. */
 void qie_engine_cancel(qie_engine *engine);

@@ -217,6 +217,10 @@ void qie_engine_get_info(const qie_engine *e, qie_engine_info *info) {
                           .ref_area = d->ref_area};
 }
 
+qie_status qie_engine_check(const qie_engine *e, qie_error *err) {
+    return e->compute->mem ? e->compute->mem->check(e->compute, err) : QIE_OK;
+}
+
 void qie_engine_cancel(qie_engine *e) {
     atomic_store_explicit(&e->cancel, 1, memory_order_relaxed);
 }
@@ -285,8 +289,7 @@ qie_status qie_engine_plan(qie_engine *e, const qie_edit_options *options, bool 
                            qie_edit_plan *plan, qie_error *err) {
     qie_prepared p;
     memset(plan, 0, sizeof *plan);
-    if (e->compute->mem)
-        QIE_TRY(e->compute->mem->check(e->compute, err));
+    QIE_TRY(qie_engine_check(e, err));
     QIE_TRY(select_loras(e, options, err));
     int64_t limit = limit_of(e);
     qie_status st = qie_prepare(&e->model, options, e->act, limit, &p, err);
@@ -366,8 +369,8 @@ static qie_status attempt(qie_engine *e, const qie_edit_options *options, qie_dt
 qie_status qie_engine_edit(qie_engine *e, const qie_edit_options *options, qie_edit_result *out,
                            qie_error *err) {
     memset(out, 0, sizeof *out);
-    if (e->compute->mem) /* a device that failed stays failed: no guess about memory */
-        QIE_TRY(e->compute->mem->check(e->compute, err));
+    QIE_TRY(
+        qie_engine_check(e, err)); /* a device that failed stays failed: no guess about memory */
     QIE_TRY(select_loras(e, options, err));
     qie_observer *observer = NULL;
     QIE_TRY(qie_observer_create_from_env(&observer, err));

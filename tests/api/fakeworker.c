@@ -355,8 +355,8 @@ int main(int argc, char **argv) {
     fprintf(stderr, "\n");
     if (start_mode(mode, sizeof mode))
         misbehave_at_start(mode);
-    svc_sandbox_files();
-    svc_sandbox_calls();
+    svc_sandbox_files(false);
+    svc_sandbox_calls(false);
     tell_ready();
     for (;;) {
         order o = {0};

@@ -59,7 +59,7 @@ uint64_t next_random() {
 } // namespace
 
 struct cu_stream_s {
-    int device;
+    int device, number; /* physical; as the process counts */
     std::deque<work> queue;
 };
 
@@ -119,6 +119,10 @@ void from_environment() {
         e = *end == ',' ? end + 1 : end;
     }
     cu_double_configure(&o);
+}
+
+void uuid_of(int device, char out[48]) {
+    snprintf(out, 48, "GPU-%08x-0000-0000-0000-000000000000", (unsigned)device);
 }
 
 int dead() {
@@ -246,20 +250,57 @@ void cu_double_queue(cu_stream s, std::function<void()> f, const cu_double_range
     });
 }
 
+/* Devices that CUDA_VISIBLE_DEVICES leaves, in its order; a word that names none ends the list. */
+static int visible(int out[CU_DOUBLE_DEVICES]) {
+    const char *e = getenv("CUDA_VISIBLE_DEVICES");
+    int n = 0;
+    if (!e) {
+        for (; n < options.n_devices; n++)
+            out[n] = n;
+        return n;
+    }
+    while (*e && n < CU_DOUBLE_DEVICES) {
+        size_t k = strcspn(e, ",");
+        int found = -1;
+        for (int d = 0; d < options.n_devices; d++) {
+            char uuid[48], index[16];
+            uuid_of(d, uuid);
+            snprintf(index, sizeof index, "%d", d);
+            if ((k == strlen(index) && !strncmp(e, index, k)) || (k > 4 && !strncmp(e, uuid, k)))
+                found = d;
+        }
+        if (found < 0)
+            return n;
+        out[n++] = found;
+        e += k + (e[k] == ',');
+    }
+    return n;
+}
+
+/* Tests speak of physical devices, the process counts those that it sees. */
+static int physical(int device) {
+    int list[CU_DOUBLE_DEVICES], n = visible(list);
+    if (device < 0 || device >= n)
+        broken("there is no device %d", device);
+    return list[device];
+}
+
 extern "C" {
 
 int cu_count(int *n) {
+    int list[CU_DOUBLE_DEVICES];
     if (!configured)
         from_environment();
-    *n = options.n_devices;
+    *n = visible(list);
     return CU_OK;
 }
 
 int cu_info(int device, cu_device_info *out) {
     if (int rc = dead())
         return rc;
+    device = physical(device);
     memset(out, 0, sizeof *out);
-    snprintf(out->uuid, sizeof out->uuid, "GPU-0000000%d-0000-0000-0000-000000000000", device);
+    uuid_of(device, out->uuid);
     snprintf(out->name, sizeof out->name, "Double %d", device);
     out->total = options.memory[device];
     out->cc_major = options.cc_major;
@@ -269,6 +310,7 @@ int cu_info(int device, cu_device_info *out) {
 }
 
 int cu_memory(int device, size_t *free, size_t *total) {
+    device = physical(device);
     *total = options.memory[device];
     *free = options.memory[device] - stats.live[device];
     return dead();
@@ -278,6 +320,7 @@ int cu_malloc(int device, size_t n, void **out) {
     *out = nullptr;
     if (int rc = dead())
         return rc;
+    device = physical(device);
     touchable(-1);
     stats.allocs++;
     if (stats.allocs == options.fail_alloc || n > options.memory[device] - stats.live[device]) {
@@ -294,6 +337,7 @@ int cu_free(int device, void *p) {
     if (!p)
         return CU_OK;
     drain();
+    device = physical(device);
     stats.live[device] -= release(device, p);
     return CU_OK;
 }
@@ -323,7 +367,7 @@ int cu_stream_create(int device, cu_stream *out) {
     *out = nullptr;
     if (int rc = dead())
         return rc;
-    *out = new cu_stream_s{device, {}};
+    *out = new cu_stream_s{physical(device), device, {}};
     streams.push_back(*out);
     return CU_OK;
 }
@@ -339,7 +383,7 @@ void cu_stream_destroy(cu_stream s) {
 }
 
 int cu_stream_device(cu_stream s) {
-    return s->device;
+    return s->number;
 }
 
 int cu_stream_sync(cu_stream s) {
@@ -421,6 +465,7 @@ int cu_copy_out(cu_stream s, void *dst, const void *src, size_t n) {
 int cu_copy_peer(cu_stream s, int dst_device, void *dst, const void *src, size_t n) {
     if (int rc = dead())
         return rc;
+    dst_device = physical(dst_device);
     need(src, n, s->device, "the source of a copy");
     need(dst, n, dst_device, "the end of a copy");
     stats.copies_peer_bytes += (int64_t)n;

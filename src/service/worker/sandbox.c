@@ -3,6 +3,7 @@
 #define _GNU_SOURCE
 #include "service/worker/sandbox.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/landlock.h>
@@ -22,7 +23,26 @@
     (768ll << 20) /* decoded pictures (two of 50 MP), codecs, stacks of threads \
                    */
 
-const char *svc_sandbox_files(void) {
+/* /dev/nvidia0, nvidiactl, nvidia-uvm, nvidia-caps ..., and dxg of Windows' subsystem. */
+static void allow_devices(int rules) {
+    DIR *dev = opendir("/dev");
+    for (struct dirent *e; dev && (e = readdir(dev));) {
+        if (strncmp(e->d_name, "nvidia", 6) && strcmp(e->d_name, "dxg"))
+            continue;
+        struct landlock_path_beneath_attr a;
+        memset(&a, 0, sizeof a);
+        a.allowed_access = LANDLOCK_ACCESS_FS_WRITE_FILE;
+        a.parent_fd = openat(dirfd(dev), e->d_name, O_PATH | O_CLOEXEC);
+        if (a.parent_fd < 0)
+            continue;
+        syscall(SYS_landlock_add_rule, rules, LANDLOCK_RULE_PATH_BENEATH, &a, 0);
+        close(a.parent_fd);
+    }
+    if (dev)
+        closedir(dev);
+}
+
+const char *svc_sandbox_files(bool gpu) {
     struct landlock_ruleset_attr rules;
     memset(&rules, 0, sizeof rules);
     rules.handled_access_fs =
@@ -34,13 +54,15 @@ const char *svc_sandbox_files(void) {
     int fd = (int)syscall(SYS_landlock_create_ruleset, &rules, sizeof rules, 0);
     if (fd < 0)
         return "none";
+    if (gpu)
+        allow_devices(fd);
     long rc = syscall(SYS_landlock_restrict_self, fd, 0);
     close(fd);
     return rc ? "none" : "landlock";
 }
 
 #ifdef QIE_HAVE_SECCOMP
-static bool deny_calls(scmp_filter_ctx c) {
+static bool deny_calls(scmp_filter_ctx c, bool gpu) {
     static const int calls[] = {SCMP_SYS(socket),
                                 SCMP_SYS(connect),
                                 SCMP_SYS(bind),
@@ -79,8 +101,8 @@ static bool deny_calls(scmp_filter_ctx c) {
     for (size_t i = 0; i < sizeof calls / sizeof *calls; i++)
         if (seccomp_rule_add(c, SCMP_ACT_ERRNO(EPERM), calls[i], 0))
             return false;
-    static const unsigned flags[] = {O_WRONLY, O_RDWR, O_CREAT};
-    for (size_t i = 0; i < 3; i++) {
+    static const unsigned flags[] = {O_CREAT, O_WRONLY, O_RDWR};
+    for (size_t i = 0; i < (gpu ? 1 : 3); i++) {
         if (seccomp_rule_add(c, SCMP_ACT_ERRNO(EPERM), SCMP_SYS(openat), 1,
                              SCMP_A2(SCMP_CMP_MASKED_EQ, flags[i], flags[i])) ||
             seccomp_rule_add(c, SCMP_ACT_ERRNO(EPERM), SCMP_SYS(open), 1,
@@ -91,15 +113,17 @@ static bool deny_calls(scmp_filter_ctx c) {
 }
 #endif
 
-const char *svc_sandbox_calls(void) {
+const char *svc_sandbox_calls(bool gpu) {
 #ifdef QIE_HAVE_SECCOMP
     scmp_filter_ctx c = seccomp_init(SCMP_ACT_ALLOW);
     if (!c)
         return "none";
-    bool ok = !seccomp_attr_set(c, SCMP_FLTATR_CTL_TSYNC, 1) && deny_calls(c) && !seccomp_load(c);
+    bool ok =
+        !seccomp_attr_set(c, SCMP_FLTATR_CTL_TSYNC, 1) && deny_calls(c, gpu) && !seccomp_load(c);
     seccomp_release(c);
     return ok ? "seccomp" : "none";
 #else
+    (void)gpu;
     return "none";
 #endif
 }

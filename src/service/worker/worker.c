@@ -40,7 +40,7 @@ typedef struct worker {
     pthread_mutex_t lock; /* of everything below, and of sends */
     pthread_cond_t wake;
     uint64_t running, cancelled; /* tokens */
-    bool has_job, quit, loading;
+    bool has_job, quit, loading, gpu;
     svc_message job;
     int job_fd;
     int n_blocks; /* of the transformer */
@@ -457,11 +457,14 @@ static qie_status compute(worker *w, job *j, qie_error *err) {
     const qie_image *views[SVC_MAX_PICTURES];
     qie_edit_plan plan;
     qie_edit_result result;
-    svc_sandbox_memory(decoded_bytes(j));
+    bool gpu = w->gpu; /* the driver's own mappings follow no plan of ours */
+    if (!gpu)
+        svc_sandbox_memory(decoded_bytes(j));
     QIE_TRY(decode(j, err));
     qie_edit_options o = options_of(w, j, views);
     QIE_TRY(qie_engine_plan(w->engine, &o, false, &plan, err));
-    svc_sandbox_memory(plan.working_bytes);
+    if (!gpu)
+        svc_sandbox_memory(plan.working_bytes);
     QIE_TRY(tell_estimate(w, j, &o, &plan, err));
     QIE_TRY(qie_engine_edit(w->engine, &o, &result, err));
     qie_status st = send_result(w, j, &o, &result, err);
@@ -481,7 +484,9 @@ static void begin(worker *w, uint64_t token) {
     w->last_stage[0] = 0;
 }
 
-static void run_job(worker *w) {
+/* A failed job is told to the master, but for one: on a device that failed for good it is no fault
+ * of the job, which another process may finish. Then this one has to end. */
+static qie_status run_job(worker *w, qie_error *err) {
     job j;
     qie_error e = {0};
     pthread_mutex_lock(
@@ -503,7 +508,8 @@ static void run_job(worker *w) {
     pthread_mutex_unlock(&w->lock);
     snprintf(crash_job, sizeof crash_job, "none");
     if (st == QIE_OK)
-        return;
+        return QIE_OK;
+    QIE_TRY(qie_engine_check(w->engine, err));
     svc_message m;
     svc_message_init(&m, SVC_MSG_FAILED, order.token);
     m.status = (int32_t)st;
@@ -511,6 +517,7 @@ static void run_job(worker *w) {
     snprintf(m.text, sizeof m.text, "%s", e.message);
     tell_memory(&m);
     say(w, &m, -1);
+    return QIE_OK;
 }
 
 /* ---------------------------------------------------------------- start */
@@ -559,12 +566,17 @@ static qie_status tell_ready(worker *w, const char *files, const char *calls, qi
 
 static qie_status serve(worker *w, const svc_worker_options *o, qie_error *err) {
     pthread_t thread;
-    const char *files = svc_sandbox_files();
+    const char *device = o->engine.device;
+    w->gpu = device && !strcmp(device, "cuda");
+    /* Starting CUDA may have the kernel's module loaded by a program of the driver. */
+    const char *files = w->gpu ? NULL : svc_sandbox_files(false);
     QIE_FAIL_IF(pthread_create(&thread, NULL, listen_to_master, w), QIE_E_NO_MEMORY, err, NULL,
                 "no thread");
     pthread_detach(thread);
     QIE_TRY(qie_engine_open(&o->engine, &w->engine, err));
-    const char *calls = svc_sandbox_calls();
+    if (w->gpu)
+        files = svc_sandbox_files(true);
+    const char *calls = svc_sandbox_calls(w->gpu);
     QIE_TRY(tell_ready(w, files, calls, err));
     for (;;) {
         pthread_mutex_lock(&w->lock);
@@ -574,7 +586,7 @@ static qie_status serve(worker *w, const svc_worker_options *o, qie_error *err) 
         pthread_mutex_unlock(&w->lock);
         if (quit)
             return QIE_OK;
-        run_job(w);
+        QIE_TRY(run_job(w, err));
     }
 }
 
