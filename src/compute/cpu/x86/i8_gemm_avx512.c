@@ -9,7 +9,9 @@
 #include "compute/cpu/x86/vi_avx512.inc"
 
 ALWAYS vi vi_mac(vi s, vi a, vi b) {
-    return _mm512_add_epi32(s, _mm512_madd_epi16(a, b));
+    s = _mm512_add_epi32(s, _mm512_madd_epi16(a, b));
+    vi_keep(&s);
+    return s;
 }
 /* A vector of rounded values as elements i .. i + VW - 1. */
 ALWAYS void put_elements(unsigned char *dst, int64_t i, vf v, const bool left) {
