@@ -19,7 +19,7 @@ if(QIE_TESTS AND TARGET qwen-edit)
     # QIE_TEST_LONG only.
     if(NOT QIE_SANITIZE OR DEFINED ENV{QIE_TEST_LONG})
       list(APPEND service_drivers test_service_worker test_service_state test_service_kill test_service_ops
-           test_service_schema test_remote test_client)
+           test_service_schema test_service_lora test_remote test_client)
     endif()
     if(TARGET qie_cuda_double)
       list(APPEND service_drivers test_service_gpu)

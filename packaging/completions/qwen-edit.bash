@@ -36,6 +36,7 @@ _qwen_edit() {
         --nice) words=""; COMPREPLY=($(compgen -W "$words" -- "$cur")); return ;;
         --memory-limit) words=""; COMPREPLY=($(compgen -W "$words" -- "$cur")); return ;;
         --lora) COMPREPLY=($(compgen -f -- "$cur")); return ;;
+        --lora-dir) COMPREPLY=($(compgen -f -- "$cur")); return ;;
         --schedule) words="auto model lightning"; COMPREPLY=($(compgen -W "$words" -- "$cur")); return ;;
         --local-dir) COMPREPLY=($(compgen -f -- "$cur")); return ;;
         --revision) words=""; COMPREPLY=($(compgen -W "$words" -- "$cur")); return ;;
@@ -79,8 +80,8 @@ _qwen_edit() {
         esac
         case ${COMP_WORDS[1]} in
         edit) words=" --image --prompt --prompt-file --output --batch --server --negative --seed --force-seed --steps --true-cfg-scale --guidance-scale --num-images --max-side --width --height --ref-area --keep-size --no-keep-size --output-format --quality --preview --dry-run --no-metadata --model --transformer --text-encoder --mmproj --vae --variant --device --precision --threads --nice --memory-limit --lora --schedule --headroom-gib --api-key --api-key-file --quiet --verbose --json --config --help --version --backend --positions --noise --inject" ;;
-        serve) words=" --model --transformer --text-encoder --mmproj --vae --variant --device --precision --threads --nice --memory-limit --headroom-gib --host --port --api-port --gpus --workers --state-dir --output-dir --api-key --api-key-file --cors-origin --trusted-proxy --queue-size --max-images --max-connections --max-body-memory --sync-timeout --keep --hang-limit --no-image-url --allow-url-cidr --reject-while-loading --log-format --worker-program --config --help --version --backend" ;;
-        worker) words=" --model --transformer --text-encoder --mmproj --vae --variant --device --precision --threads --nice --memory-limit --help --version --backend" ;;
+        serve) words=" --model --transformer --text-encoder --mmproj --vae --variant --device --precision --threads --nice --memory-limit --lora --lora-dir --headroom-gib --host --port --api-port --gpus --workers --state-dir --output-dir --api-key --api-key-file --cors-origin --trusted-proxy --queue-size --max-images --max-connections --max-body-memory --sync-timeout --keep --hang-limit --no-image-url --allow-url-cidr --reject-while-loading --log-format --worker-program --config --help --version --backend" ;;
+        worker) words=" --model --transformer --text-encoder --mmproj --vae --variant --device --precision --threads --nice --memory-limit --lora --lora-dir --help --version --backend" ;;
         info) words=" --json --help --version" ;;
         pull) words=" --dry-run --local-dir --revision --include --exclude --endpoint --cache-dir --jobs --retries --recheck --quiet --verbose --json --config --help --version" ;;
         verify) words=" --revision --include --exclude --cache-dir --no-hash --quiet --verbose --json --help --version" ;;

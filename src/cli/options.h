@@ -51,6 +51,7 @@ typedef enum cli_option_id {
     OPT_NICE,
     OPT_MEMORY_LIMIT,
     OPT_LORA,
+    OPT_LORA_DIR,
     OPT_SCHEDULE,
     OPT_LOCAL_DIR,
     OPT_REVISION,

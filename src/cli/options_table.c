@@ -467,10 +467,20 @@ const cli_option CLI_OPTIONS[OPT_COUNT] = {
                   .kind = CLI_TEXT,
                   .field = "lora",
                   .help = "apply a LoRA (safetensors) with this weight, 1 if none is given; "
-                          "repeatable; a Lightning one also sets steps, guidance and schedule",
+                          "repeatable; a Lightning one also sets steps, guidance and schedule; "
+                          "beside --server the name of one in the service's folder",
                   .group = GROUP_MACHINE,
-                  .commands = CMD_EDIT | CMD_BENCH,
+                  .commands = CMD_EDIT | CMD_BENCH | CMD_SERVICE,
                   .traits = CLI_REPEAT | CLI_IS_FILE | KEEP},
+    [OPT_LORA_DIR] = {.name = "lora-dir",
+                      .argument = "FOLDER",
+                      .kind = CLI_TEXT,
+                      .env = "QWEN_EDIT_LORA_DIR",
+                      .help = "folder of the LoRAs that a request may name: NAME.safetensors is "
+                              "NAME; files may come and go while the service runs",
+                      .group = GROUP_SERVICE,
+                      .commands = CMD_SERVICE,
+                      .traits = KEEP | CLI_IS_FILE},
     [OPT_SCHEDULE] = {.name = "schedule",
                       .argument = "WHICH",
                       .kind = CLI_CHOICE,

@@ -21,9 +21,9 @@
 /* ---------------------------------------------------------------- flags */
 
 qie_status cli_remote_check_flags(const cli_values *values, qie_error *err) {
-    static const cli_option_id ids[] = {
-        OPT_MODEL,   OPT_DEVICE, OPT_PRECISION, OPT_THREADS, OPT_NICE, OPT_MEMORY_LIMIT,
-        OPT_BACKEND, OPT_NOISE,  OPT_POSITIONS, OPT_INJECT,  OPT_LORA, OPT_SCHEDULE};
+    static const cli_option_id ids[] = {OPT_MODEL,     OPT_DEVICE,       OPT_PRECISION, OPT_THREADS,
+                                        OPT_NICE,      OPT_MEMORY_LIMIT, OPT_BACKEND,   OPT_NOISE,
+                                        OPT_POSITIONS, OPT_INJECT,       OPT_SCHEDULE};
     for (size_t i = 0; i < sizeof ids / sizeof *ids; i++)
         QIE_FAIL_IF(cli_get(values, ids[i])->source == FROM_FLAG, QIE_E_USAGE, err, "--server",
                     "--%s has no place beside --server: the service decides that for itself",
@@ -89,6 +89,15 @@ static void add_sizes(form *f, const qie_edit_options *o) {
         add_text(f, "keep_size", o->keep_size ? "true" : "false");
 }
 
+/* By name: what lies in the service's folder of LoRAs. */
+static void add_loras(form *f, const cli_request *r) {
+    for (size_t i = 0; i < r->n_named_loras; i++) {
+        const qie_lora_use *u = &r->loras.uses[i];
+        part(f, "lora", "");
+        qie_strbuf_printf(&f->body, "%s:%.17g\r\n", u->path, u->weight);
+    }
+}
+
 static void add_fields(form *f, const cli_request *r) {
     const qie_edit_options *o = &r->options;
     add_text(f, "prompt", o->prompt);
@@ -104,6 +113,7 @@ static void add_fields(form *f, const cli_request *r) {
     add_real(f, "guidance_scale", o->guidance_scale);
     add_int(f, "num_images", o->num_images);
     add_sizes(f, o);
+    add_loras(f, r);
     if (r->output)
         add_text(f, "output_format", format_word(r->format));
     if (r->quality && r->format != QIE_IMAGE_PNG)

@@ -169,17 +169,20 @@ static void read_numbers(const cli_values *v, cli_request *r) {
     o->num_images = (int)cli_number(v, OPT_NUM_IMAGES, 1);
 }
 
-/* Those of the command line are the engine's; a line of a batch may name its own. */
+/* Those of the command line are the engine's; a line of a batch may name its own. A service is told
+ * of what was named for this call; a config file speaks of files on this machine. */
 static qie_status read_loras(const cli_values *v, cli_request *r, qie_error *err) {
     const char *schedule = cli_text(v, OPT_SCHEDULE, "auto");
     r->options.schedule = !strcmp(schedule, "model")       ? QIE_SCHEDULE_MODEL
                           : !strcmp(schedule, "lightning") ? QIE_SCHEDULE_LIGHTNING
                                                            : QIE_SCHEDULE_AUTO;
-    if (!v->parent || !v->own[OPT_LORA].n)
-        return QIE_OK;
-    QIE_TRY(cli_read_loras(v, true, &r->loras, err));
-    r->options.loras = r->loras.uses;
-    r->options.n_loras = r->loras.n;
+    QIE_TRY(cli_read_loras(v, false, &r->loras, err));
+    if (cli_get(v, OPT_LORA)->source >= FROM_FLAG)
+        r->n_named_loras = r->loras.n;
+    if (v->parent && v->own[OPT_LORA].n) {
+        r->options.loras = r->loras.uses;
+        r->options.n_loras = r->loras.n;
+    }
     return QIE_OK;
 }
 

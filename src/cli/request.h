@@ -21,7 +21,8 @@ typedef struct cli_request {
     int quality; /* 0: default of the encoder */
     bool metadata, seed_named, force_seed;
     qie_edit_options options; /* numbers and texts; images set by cli_request_load */
-    cli_loras loras;          /* of a batch line that names its own */
+    cli_loras loras;          /* of a batch line that names its own, else of the command line */
+    size_t n_named_loras;     /* of these, those for a service: all or none */
     qie_injection injections[8];
     char injection_names[8][64];
     /* filled by cli_request_load */

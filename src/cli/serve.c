@@ -13,6 +13,7 @@
 #include "base/nvml.h"
 #include "base/parallel.h"
 #include "cli/commands.h"
+#include "cli/loras.h"
 #include "cli/model_choice.h"
 #include "cli/place.h"
 #include "cli/ui.h"
@@ -174,6 +175,9 @@ static void make_worker_args(const cli_values *v, prepared *p) {
     add(p, &n, "--threads", p->numbers[0]);
     add(p, &n, "--precision", cli_text(v, OPT_PRECISION, NULL));
     add(p, &n, "--backend", cli_text(v, OPT_BACKEND, NULL));
+    add(p, &n, "--lora-dir", cli_text(v, OPT_LORA_DIR, NULL));
+    for (size_t i = 0; i < cli_get(v, OPT_LORA)->n; i++)
+        add(p, &n, "--lora", cli_get(v, OPT_LORA)->texts[i]);
     if (cli_is_set(v, OPT_NICE)) {
         snprintf(p->numbers[1], 32, "%d", (int)cli_number(v, OPT_NICE, 0));
         add(p, &n, "--nice", p->numbers[1]);
@@ -197,6 +201,7 @@ static qie_status prepare(const cli_values *v, prepared *p, qie_error *err) {
     o->api_port = (int)cli_number(v, OPT_API_PORT, 0);
     o->n_workers = (int)cli_number(v, OPT_WORKERS, 1);
     o->output_dir = cli_text(v, OPT_OUTPUT_DIR, NULL);
+    o->lora_dir = cli_text(v, OPT_LORA_DIR, NULL);
     o->key_file = cli_text(v, OPT_API_KEY_FILE, NULL);
     o->queue_size = (int)cli_number(v, OPT_QUEUE_SIZE, 64);
     o->max_images = (int)cli_number(v, OPT_MAX_IMAGES, 3);
@@ -218,6 +223,8 @@ static qie_status prepare(const cli_values *v, prepared *p, qie_error *err) {
     if (!strcmp(p->model, "demo") && !named)
         cli_note("no model named: this is the built-in demo model; --model or QWEN_EDIT_2511_DIR "
                  "names another");
+    QIE_FAIL_IF(cli_get(v, OPT_LORA)->n > QIE_MAX_LORAS, QIE_E_INVALID, err, "--lora",
+                "--lora: %zu LoRAs, at most %d", cli_get(v, OPT_LORA)->n, QIE_MAX_LORAS);
     find_revision(p);
     QIE_TRY(read_gpus(v, p, err));
     make_worker_args(v, p);
@@ -251,5 +258,11 @@ qie_status cli_run_worker(cli_values *values, qie_error *err) {
     if (headroom && *headroom)
         o.engine.gpu_headroom_bytes = (int64_t)(strtod(headroom, NULL) * 1073741824.0);
     o.engine.memory_limit_bytes = (int64_t)(cli_number(values, OPT_MEMORY_LIMIT, 0) * 1073741824.0);
+    o.lora_dir = cli_text(values, OPT_LORA_DIR, NULL);
+    cli_loras *loras = malloc(sizeof *loras); /* as long as the process */
+    QIE_FAIL_IF(!loras, QIE_E_NO_MEMORY, err, NULL, "out of memory");
+    QIE_TRY(cli_read_loras(values, false, loras, err));
+    o.engine.loras = loras->uses;
+    o.engine.n_loras = loras->n;
     return svc_worker_run(&o, err);
 }

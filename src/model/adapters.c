@@ -118,6 +118,25 @@ static bool same_file(const kept *k, const char *path, const struct stat *s) {
            k->stat.st_mtim.tv_nsec == s->st_mtim.tv_nsec;
 }
 
+/* Let go of those not used for longest while all together hold too much. */
+static void trim(qie_adapters *a) {
+    for (;;) {
+        size_t held = 0;
+        kept *oldest = NULL;
+        for (size_t i = 0; i < QIE_ADAPTERS_KEPT; i++) {
+            kept *k = &a->kept[i];
+            size_t own = k->lora ? qie_lora_own_bytes(k->lora) : 0;
+            held += own;
+            if (own && k->last_used != a->n_selections &&
+                (!oldest || k->last_used < oldest->last_used))
+                oldest = k;
+        }
+        if (held <= QIE_ADAPTERS_OWN_BYTES || !oldest)
+            return;
+        kept_release(oldest);
+    }
+}
+
 /* The file at path, opened and matched; from the kept ones if it has not changed. */
 static qie_status obtain(qie_adapters *a, const char *path, kept **out, qie_error *err) {
     struct stat s;
@@ -259,6 +278,7 @@ qie_status qie_adapters_select(qie_adapters *a, const qie_lora_use *uses, size_t
     if (st == QIE_OK && unchanged(a, files, uses, n))
         return QIE_OK;
     clear(a);
+    trim(a);
     if (st == QIE_OK)
         st = attach(a, files, uses, n, err);
     if (st == QIE_OK)

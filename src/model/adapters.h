@@ -1,7 +1,8 @@
 /* The LoRAs of an open model: files mapped once and kept, switched by changing pointers.
  *
  * A selection is in force until the next one. Files are kept under their path, size and time of
- * change, the last QIE_ADAPTERS_KEPT of them: selecting a kept one touches no file. */
+ * change, the last QIE_ADAPTERS_KEPT of them and no more than hold QIE_ADAPTERS_OWN_BYTES of memory
+ * of their own: selecting a kept one touches no file but for a stat. */
 #ifndef QIE_MODEL_ADAPTERS_H
 #define QIE_MODEL_ADAPTERS_H
 
@@ -11,6 +12,8 @@
 #include "weights/lora.h"
 
 #define QIE_ADAPTERS_KEPT 8
+/* Those of a selection stay whatever they hold. Mappings do not count: they are page cache. */
+#define QIE_ADAPTERS_OWN_BYTES ((size_t)1 << 30)
 
 typedef struct qie_adapters qie_adapters;
 

@@ -532,6 +532,14 @@ void qie_lora_close(qie_lora *l) {
     free(l);
 }
 
+size_t qie_lora_own_bytes(const qie_lora *l) {
+    size_t n = 0;
+    for (size_t i = 0; i < l->n_modules; i++)
+        if (l->modules[i].scaled.data)
+            n += l->modules[i].scaled.n_bytes;
+    return n;
+}
+
 /* ---------------------------------------------------------------- matching */
 
 typedef struct row {

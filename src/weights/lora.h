@@ -46,6 +46,8 @@ qie_status qie_lora_open(const char *path, qie_lora **out, qie_error *err);
 qie_status qie_lora_open_bytes(const void *data, size_t n, const char *label, qie_lora **out,
                                qie_error *err);
 void qie_lora_close(qie_lora *l);
+/* Bytes of memory of its own beside the mapping: copies of matrices, scaled as diffusers does. */
+size_t qie_lora_own_bytes(const qie_lora *l);
 
 /* A linear layer that a LoRA may touch. */
 typedef struct qie_lora_target {

@@ -1,9 +1,13 @@
 #define _GNU_SOURCE
 #include "service/common/job.h"
 
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "base/error.h"
+#include "base/strbuf.h"
 
 svc_params svc_params_default(void) {
     svc_params p;
@@ -14,7 +18,35 @@ svc_params svc_params_default(void) {
     p.keep_size = -1;
     p.true_cfg_scale = -1;
     p.guidance_scale = 1;
+    p.n_loras = -1;
     return p;
+}
+
+bool svc_lora_name_is_valid(const char *name) {
+    size_t n = strlen(name);
+    for (size_t i = 0; i < n; i++)
+        if ((unsigned char)name[i] < 32 || name[i] == 127 || name[i] == '/' || name[i] == '\\')
+            return false;
+    return n > 0 && n < SVC_LORA_NAME && name[0] != '.' && qie_utf8_valid(name, n);
+}
+
+char *svc_lora_path(const char *dir, const char *name) {
+    size_t n = strlen(dir) + strlen(name) + sizeof "/" SVC_LORA_ENDING;
+    char *path = svc_lora_name_is_valid(name) ? malloc(n) : NULL;
+    if (path)
+        snprintf(path, n, "%s/%s" SVC_LORA_ENDING, dir, name);
+    return path;
+}
+
+static qie_json *loras_json(const svc_params *p) {
+    qie_json *list = qie_json_new_array();
+    for (int i = 0; i < p->n_loras; i++) {
+        qie_json *one = qie_json_new_object();
+        qie_json_put(one, "name", qie_json_new_string(p->loras[i].name));
+        qie_json_put(one, "weight", qie_json_new_double(p->loras[i].weight));
+        qie_json_push(list, one);
+    }
+    return list;
 }
 
 qie_json *svc_params_to_json(const svc_params *p) {
@@ -34,7 +66,27 @@ qie_json *svc_params_to_json(const svc_params *p) {
     qie_json_put(o, "no_metadata", qie_json_new_int(p->no_metadata));
     qie_json_put(o, "cfg", qie_json_new_double(p->true_cfg_scale));
     qie_json_put(o, "guidance", qie_json_new_double(p->guidance_scale));
+    if (p->n_loras >= 0) /* only when asked for: fingerprints of older rows stay what they were */
+        qie_json_put(o, "loras", loras_json(p));
     return o;
+}
+
+static qie_status loras_from_json(const qie_json *list, svc_params *p, qie_error *err) {
+    if (!list)
+        return QIE_OK;
+    QIE_FAIL_IF(!qie_json_is_array(list) || qie_json_size(list) > SVC_MAX_LORAS, QIE_E_CORRUPT, err,
+                "loras", "'loras' is no list of at most %d", SVC_MAX_LORAS);
+    p->n_loras = (int32_t)qie_json_size(list);
+    for (size_t i = 0; i < qie_json_size(list); i++) {
+        const qie_json *one = qie_json_at(list, i);
+        const char *name = qie_json_string(qie_json_member(one, "name"), NULL);
+        double weight = qie_json_number(qie_json_member(one, "weight"));
+        QIE_FAIL_IF(!name || !svc_lora_name_is_valid(name) || !isfinite(weight), QIE_E_CORRUPT, err,
+                    "loras", "'loras' names no file");
+        snprintf(p->loras[i].name, sizeof p->loras[i].name, "%s", name);
+        p->loras[i].weight = weight;
+    }
+    return QIE_OK;
 }
 
 qie_status svc_params_from_json(const qie_json *o, svc_params *p, qie_error *err) {
@@ -67,6 +119,7 @@ qie_status svc_params_from_json(const qie_json *o, svc_params *p, qie_error *err
         QIE_TRY(qie_json_get_int(o, newer[i].key, *at, -1, 1 << 24, &v, err));
         *at = (int32_t)v;
     }
+    QIE_TRY(loras_from_json(qie_json_member(o, "loras"), p, err));
     QIE_TRY(qie_json_get_double(o, "cfg", -1, &p->true_cfg_scale, err));
     return qie_json_get_double(o, "guidance", 1, &p->guidance_scale, err);
 }

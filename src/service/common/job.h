@@ -15,6 +15,15 @@
 #define SVC_MAX_PROMPT_CHARS 32000
 #define SVC_MAX_SEED 9007199254740991 /* 2^53 - 1: exact in a JSON number */
 #define SVC_ID_BYTES 40
+#define SVC_MAX_LORAS 8
+#define SVC_LORA_NAME 128 /* bytes with the NUL */
+#define SVC_LORA_ENDING ".safetensors"
+
+/* A LoRA by the name of its file in the service's folder, without the ending. */
+typedef struct svc_lora {
+    char name[SVC_LORA_NAME];
+    double weight;
+} svc_lora;
 
 /* Zeroes and negative numbers mean "the model's default", as in qie_edit_options. */
 typedef struct svc_params {
@@ -32,6 +41,8 @@ typedef struct svc_params {
     int32_t no_metadata;         /* 1: no parameters in the result */
     double true_cfg_scale;       /* < 0: default */
     double guidance_scale;
+    int32_t n_loras; /* 0: none; -1: those that the service was started with */
+    svc_lora loras[SVC_MAX_LORAS];
 } svc_params;
 
 svc_params svc_params_default(void);
@@ -39,6 +50,12 @@ svc_params svc_params_default(void);
 qie_json *svc_params_to_json(const svc_params *p);
 /* What svc_params_to_json wrote. Errors: QIE_E_CORRUPT. */
 qie_status svc_params_from_json(const qie_json *o, svc_params *p, qie_error *err);
+
+/* May a file of the folder be called so? One part of a path, not hidden, UTF-8 without control
+ * characters, short enough. */
+bool svc_lora_name_is_valid(const char *name);
+/* New string "dir/name.safetensors"; NULL: no memory, or no valid name. */
+char *svc_lora_path(const char *dir, const char *name);
 
 /* "image/png" ... */
 const char *svc_format_mime(int format);

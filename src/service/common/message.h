@@ -13,7 +13,7 @@
 #include "qie/error.h"
 #include "service/common/job.h"
 
-#define SVC_MESSAGE_MAGIC 0x51455331u /* "QES1" */
+#define SVC_MESSAGE_MAGIC 0x51455332u /* "QES2" */
 #define SVC_CHANNEL_FD 3              /* the worker's end */
 
 typedef enum svc_message_kind {
@@ -64,6 +64,8 @@ typedef struct svc_result_head {
     double true_cfg_scale;
     double encode_s, denoise_s, decode_s, total_s;
     uint64_t n_images, image_bytes[SVC_MAX_RESULTS];
+    int32_t n_loras; /* in force */
+    svc_lora loras[SVC_MAX_LORAS];
     int32_t n_warnings;
     char warnings[10][256];
 } svc_result_head; /* followed by the pictures */

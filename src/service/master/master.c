@@ -21,6 +21,7 @@
 #include "base/error.h"
 #include "base/fs.h"
 #include "service/master/log.h"
+#include "service/master/loras.h"
 #include "service/master/master.h"
 
 #define TICK_MS 100
@@ -151,6 +152,15 @@ static qie_status open_state(svc_master *m, qie_error *err) {
         m->output_fd = open(m->o.output_dir, O_DIRECTORY | O_RDONLY | O_CLOEXEC);
         QIE_FAIL_IF(m->output_fd < 0, QIE_E_IO, err, "--output-dir", "cannot open '%s': %s",
                     m->o.output_dir, strerror(errno));
+    }
+    if (m->o.lora_dir) {
+        svc_lora_list list;
+        qie_status listed = svc_loras_read(m->o.lora_dir, &list, NULL);
+        QIE_FAIL_IF(listed != QIE_OK, QIE_E_NOT_FOUND, err, "--lora-dir", "cannot read '%s'",
+                    m->o.lora_dir);
+        svc_log(QIE_LOG_INFO, "start", NULL, "%zu LoRA%s in '%s'", list.n, list.n == 1 ? "" : "s",
+                m->o.lora_dir);
+        svc_loras_release(&list);
     }
     return QIE_OK;
 }

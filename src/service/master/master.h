@@ -36,11 +36,12 @@ typedef struct svc_options {
     const char *host;
     int port, api_port;                 /* api_port 0: none */
     const char *state_dir, *output_dir; /* output_dir NULL: none */
+    const char *lora_dir;               /* NULL: requests may name no LoRA */
     svc_gpu gpus[SVC_MAX_WORKERS];
     int n_gpus; /* 0: the CPU */
     int n_workers;
     const char *program;            /* of the workers */
-    const char *worker_args[48];    /* ended by NULL */
+    const char *worker_args[80];    /* ended by NULL */
     const char *keys[SVC_MAX_LIST]; /* ended by NULL */
     const char *key_file;
     const char *origins[SVC_MAX_LIST], *cidrs[SVC_MAX_LIST], *proxies[SVC_MAX_LIST];

@@ -12,6 +12,7 @@
 #include "base/rng.h"
 #include "base/strbuf.h"
 #include "image/sniff.h"
+#include "service/master/loras.h"
 #include "service/master/parse.h"
 
 #define MAX_TEXT_BYTES (4u * SVC_MAX_PROMPT_CHARS)
@@ -138,6 +139,24 @@ static qie_status get_word(parser *p, const char *name, const value *v, const ch
             break;
     }
     return qie_fail(p->err, QIE_E_INVALID, name, "'%s' must be one of %s", name, words);
+}
+
+/* Values in a text, guessed from above by its commas and brackets outside strings: a parsed value
+ * takes some 30 times the room of its shortest text, so they are counted before anything is built.
+ */
+static size_t count_values(const char *text, size_t n) {
+    size_t values = 0;
+    bool inside = false;
+    for (size_t i = 0; i < n; i++) {
+        char c = text[i];
+        if (inside && c == '\\')
+            i++;
+        else if (c == '"')
+            inside = !inside;
+        else if (!inside && (c == ',' || c == '[' || c == '{'))
+            values++;
+    }
+    return values;
 }
 
 /* ---------------------------------------------------------------- pictures */
@@ -340,9 +359,25 @@ static qie_status set_format(parser *p, const value *v) {
 }
 
 static qie_status set_lora(parser *p, const value *v) {
-    bool empty = v->json ? qie_json_is_array(v->json) && !qie_json_size(v->json)
-                         : v->n == 0 || (v->n == 2 && !memcmp(v->text, "[]", 2));
-    return empty ? QIE_OK : bad(p, "lora", "names files, and this service was started without any");
+    const char *text;
+    size_t n;
+    if (v->json)
+        return svc_loras_add_json(&p->r->params, v->json, p->err);
+    QIE_TRY(get_text(p, "lora", v, &text, &n));
+    qie_json *list = NULL;
+    if (n && (*text == '[' || *text == '{')) { /* as in JSON; else NAME[:WEIGHT], part by part */
+        QIE_FAIL_IF(count_values(text, n) > MAX_JSON_VALUES ||
+                        qie_json_parse(text, n, "'lora'", &list, NULL) != QIE_OK,
+                    QIE_E_INVALID, p->err, "lora", "'lora' is no valid JSON");
+        qie_status st = svc_loras_add_json(&p->r->params, list, p->err);
+        qie_json_free(list);
+        return st;
+    }
+    if (n)
+        return svc_loras_add_text(&p->r->params, text, n, p->err);
+    if (p->r->params.n_loras < 0)
+        p->r->params.n_loras = 0;
+    return QIE_OK;
 }
 
 static qie_status set_switch(parser *p, const char *name, const value *v) {
@@ -488,24 +523,6 @@ static bool json_member(void *arg, const char *key, qie_json *json) {
     return w->st == QIE_OK;
 }
 
-/* Values in a text, guessed from above by its commas and brackets outside strings: a parsed value
- * takes some 30 times the room of its shortest text, so they are counted before anything is built.
- */
-static size_t count_values(const char *text, size_t n) {
-    size_t values = 0;
-    bool inside = false;
-    for (size_t i = 0; i < n; i++) {
-        char c = text[i];
-        if (inside && c == '\\')
-            i++;
-        else if (c == '"')
-            inside = !inside;
-        else if (!inside && (c == ',' || c == '[' || c == '{'))
-            values++;
-    }
-    return values;
-}
-
 static qie_status parse_json(parser *p, const char *body, size_t n) {
     qie_json *root = NULL;
     walk w = {.p = p};
@@ -556,6 +573,7 @@ static qie_status check_whole(parser *p) {
         return bad(p, "output_path", "must end as output_format says (.png, .jpg, .webp)");
     if (r->params.keep_size == 1 && (r->params.width || r->params.height))
         return bad(p, "keep_size", "contradicts width and height");
+    QIE_TRY(svc_loras_check(p->rules->lora_dir, &r->params, p->err));
     if (!r->negative && !(r->negative = strdup(" ")))
         return qie_fail(p->err, QIE_E_NO_MEMORY, NULL, "out of memory");
     if (r->stream && r->params.num_images > 1)

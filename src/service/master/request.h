@@ -42,6 +42,7 @@ typedef struct svc_request {
 typedef struct svc_request_rules {
     size_t max_pictures;
     bool allow_url, has_output_dir;
+    const char *lora_dir; /* of the LoRAs that may be named; NULL: none */
 } svc_request_rules;
 
 /* Errors: QIE_E_SYNTAX, QIE_E_INVALID (param), QIE_E_TOO_LARGE, QIE_E_UNSUPPORTED. Call

@@ -15,6 +15,7 @@
 #include "base/hash.h"
 #include "base/strbuf.h"
 #include "service/master/log.h"
+#include "service/master/loras.h"
 #include "service/master/master.h"
 #include "service/master/page.h"
 
@@ -176,6 +177,7 @@ static qie_json *model_json(const svc_master *m) {
     qie_json_put(l, "max_side", range(64, 4096));
     qie_json_put(o, "defaults", d);
     qie_json_put(o, "limits", l);
+    qie_json_put(o, "loras", svc_loras_json(m->o.lora_dir));
     qie_json_put(o, "about", about);
     return o;
 }

@@ -15,6 +15,7 @@
 #include "base/strbuf.h"
 #include "plan/memory.h"
 #include "service/master/log.h"
+#include "service/master/loras.h"
 #include "service/master/master.h"
 #include "service/master/parse.h"
 
@@ -217,9 +218,9 @@ static qie_json *openai_json(answering *a, const qie_json *result, qie_json *pic
 
 static qie_json *edit_json(answering *a, const qie_json *result, qie_json *pictures) {
     static const char *const keys[] = {
-        "output_path",         "seed",           "width",   "height",
-        "num_inference_steps", "true_cfg_scale", "cfg",     "model",
-        "precision",           "gpu_id",         "timings", "warnings"};
+        "output_path",    "seed",    "width",   "height",    "num_inference_steps",
+        "true_cfg_scale", "cfg",     "model",   "precision", "loras",
+        "gpu_id",         "timings", "warnings"};
     qie_json *o = qie_json_new_object();
     qie_json_put(o, "job_id", qie_json_new_string(a->id));
     bool path = qie_json_member(result, "output_path") != NULL;
@@ -651,6 +652,17 @@ static void store_pictures(svc_task *t) {
     }
 }
 
+/* Steps and guidance as far as the master can tell: what the request leaves out is a Lightning
+ * LoRA's by its name, else the model's. */
+static int steps_of(const svc_model_info *model, const svc_params *p, double *true_cfg_scale) {
+    int steps = model->num_inference_steps;
+    *true_cfg_scale = model->true_cfg_scale;
+    svc_loras_defaults(p, &steps, true_cfg_scale);
+    if (p->true_cfg_scale >= 0)
+        *true_cfg_scale = p->true_cfg_scale;
+    return p->num_inference_steps ? p->num_inference_steps : steps;
+}
+
 /* R17: what the worker would refuse for its size is refused before it waits in the queue. */
 static qie_status check_plan(const submission *s, qie_size_plan *sizes, qie_memory_plan *plan,
                              qie_error *err) {
@@ -667,7 +679,8 @@ static qie_status check_plan(const submission *s, qie_size_plan *sizes, qie_memo
     for (int i = 0; i < r.n_images; i++)
         r.images[i] = (qie_size){s->widths[i], s->heights[i]};
     QIE_TRY(qie_size_plan_make(&model->config, &r, sizes, err));
-    double cfg = p->true_cfg_scale < 0 ? model->true_cfg_scale : p->true_cfg_scale;
+    double cfg;
+    int steps = steps_of(model, p, &cfg);
     int64_t text =
         64 + (int64_t)strlen(s->request.prompt) / 8; /* a lower bound: the worker counts */
     qie_memory_request q = {
@@ -677,7 +690,7 @@ static qie_status check_plan(const submission *s, qie_size_plan *sizes, qie_memo
         .n_passes = cfg > 1 ? 2 : 1,
         .n_ids = {text + sizes->n_vision_tokens, text + sizes->n_vision_tokens},
         .n_text = {text + sizes->n_vision_tokens, text + sizes->n_vision_tokens},
-        .n_steps = p->num_inference_steps ? p->num_inference_steps : model->num_inference_steps,
+        .n_steps = steps,
         .n_outputs = p->num_images,
         .preview_px = p->preview_px,
         .limit_bytes = qie_memory_total()};
@@ -693,7 +706,8 @@ static qie_status check_plan(const submission *s, qie_size_plan *sizes, qie_memo
 static void reply_plan(submission *s, const qie_size_plan *sizes, const qie_memory_plan *plan) {
     const svc_master *m = s->master;
     const svc_params *p = &s->request.params;
-    double cfg = p->true_cfg_scale < 0 ? m->model.true_cfg_scale : p->true_cfg_scale;
+    double cfg;
+    int steps = steps_of(&m->model, p, &cfg);
     qie_json *o = qie_json_new_object();
     qie_json_put(o, "dry_run", qie_json_new_bool(true));
     qie_json_put(o, "model", qie_json_new_string(m->model.name));
@@ -704,9 +718,7 @@ static void reply_plan(submission *s, const qie_size_plan *sizes, const qie_memo
     qie_json_put(o, "output_height", qie_json_new_int(sizes->output.h));
     qie_json_put(o, "target_tokens", qie_json_new_int(sizes->n_target));
     qie_json_put(o, "reference_tokens", qie_json_new_int(sizes->n_reference));
-    qie_json_put(o, "num_inference_steps",
-                 qie_json_new_int(p->num_inference_steps ? p->num_inference_steps
-                                                         : m->model.num_inference_steps));
+    qie_json_put(o, "num_inference_steps", qie_json_new_int(steps));
     qie_json_put(o, "true_cfg_scale", qie_json_new_double(cfg));
     qie_json_put(o, "cfg", qie_json_new_bool(cfg > 1));
     qie_json_put(o, "working_bytes", qie_json_new_int(plan->total));
@@ -847,7 +859,8 @@ void svc_submit(svc_master *m, svc_call *call, svc_flavour flavour) {
     s->content_type = strdup(type ? type : "");
     s->rules = (svc_request_rules){.max_pictures = (size_t)m->o.max_images,
                                    .allow_url = !m->o.no_image_url,
-                                   .has_output_dir = m->output_fd >= 0};
+                                   .has_output_dir = m->output_fd >= 0,
+                                   .lora_dir = m->o.lora_dir};
     snprintf(s->client, sizeof s->client, "%s", call->client);
     call->state = s;
     call->on_gone = on_gone;

@@ -434,7 +434,8 @@ static bool head_is_sane(const collecting *c) {
     const svc_result_head *h = &c->head;
     int64_t total = (int64_t)sizeof *h;
     bool ok = h->n_images == (uint64_t)c->n_expected && h->n_warnings >= 0 && h->n_warnings <= 10 &&
-              h->seed <= SVC_MAX_SEED && h->width > 0 && h->height > 0;
+              h->n_loras >= 0 && h->n_loras <= SVC_MAX_LORAS && h->seed <= SVC_MAX_SEED &&
+              h->width > 0 && h->height > 0;
     for (uint64_t i = 0; ok && i < h->n_images; i++) {
         ok = h->image_bytes[i] > 0 && h->image_bytes[i] < (uint64_t)MAX_RESULT_BYTES;
         total += (int64_t)h->image_bytes[i];
@@ -505,7 +506,7 @@ static bool collect_picture(collecting *c, int i, int64_t at) {
 static char *result_text(const collecting *c) {
     const svc_result_head *h = &c->head;
     qie_json *o = qie_json_new_object(), *files = qie_json_new_array(), *t = qie_json_new_object(),
-             *warnings = qie_json_new_array();
+             *warnings = qie_json_new_array(), *loras = qie_json_new_array();
     for (int i = 0; i < c->n_stored; i++) {
         qie_json *f = qie_json_new_object();
         qie_json_put(f, "file", qie_json_new_string(c->names[i]));
@@ -517,6 +518,12 @@ static char *result_text(const collecting *c) {
     if (h->retried_f32)
         qie_json_push(warnings,
                       qie_json_new_string("computed again in f32: the fast precision overflowed"));
+    for (int i = 0; i < h->n_loras; i++) {
+        qie_json *l = qie_json_new_object();
+        qie_json_put(l, "name", qie_json_new_string(h->loras[i].name));
+        qie_json_put(l, "weight", qie_json_new_double(h->loras[i].weight));
+        qie_json_push(loras, l);
+    }
     qie_json_put(t, "queued_s", qie_json_new_double(c->queued_s));
     qie_json_put(t, "encode_s", qie_json_new_double(h->encode_s));
     qie_json_put(t, "denoise_s", qie_json_new_double(h->denoise_s));
@@ -530,6 +537,7 @@ static char *result_text(const collecting *c) {
     qie_json_put(o, "cfg", qie_json_new_bool(h->cfg != 0));
     qie_json_put(o, "model", qie_json_new_string(c->model));
     qie_json_put(o, "precision", qie_json_new_string(c->precision));
+    qie_json_put(o, "loras", loras);
     qie_json_put(o, "gpu_id", qie_json_new_int(c->gpu_id));
     qie_json_put(o, "output_format",
                  qie_json_new_string(svc_format_mime(c->format) + strlen("image/")));
@@ -550,6 +558,8 @@ static void collect(svc_task *t) {
     c->garbage = !svc_read_at(c->fd, &c->head, sizeof c->head, 0) || !head_is_sane(c);
     for (int i = 0; i < 10; i++)
         svc_text_clean(c->head.warnings[i], sizeof c->head.warnings[i]);
+    for (int i = 0; i < SVC_MAX_LORAS; i++)
+        svc_text_clean(c->head.loras[i].name, sizeof c->head.loras[i].name);
     for (int i = 0; !c->garbage && i < c->n_expected; i++) {
         if (!collect_picture(c, i, at))
             return;

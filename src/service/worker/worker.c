@@ -14,6 +14,7 @@
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "base/clock.h"
@@ -36,6 +37,7 @@
 
 typedef struct worker {
     int channel;
+    const char *lora_dir; /* NULL: none */
     qie_engine *engine;
     pthread_mutex_t lock; /* of everything below, and of sends */
     pthread_cond_t wake;
@@ -220,6 +222,8 @@ typedef struct job {
     char *prompt, *negative;
     uint8_t *bytes[SVC_MAX_PICTURES];
     qie_image *pictures[SVC_MAX_PICTURES];
+    char *lora_paths[SVC_MAX_LORAS];
+    qie_lora_use loras[SVC_MAX_LORAS];
     bool seed_repeated;
     uint64_t made_with;
 } job;
@@ -240,7 +244,7 @@ static qie_status read_job(int fd, job *j, qie_error *err) {
     int64_t at = sizeof j->head;
     memset(j, 0, sizeof *j);
     QIE_FAIL_IF(!svc_read_at(fd, &j->head, sizeof j->head, 0) ||
-                    j->head.n_images > SVC_MAX_PICTURES,
+                    j->head.n_images > SVC_MAX_PICTURES || j->head.params.n_loras > SVC_MAX_LORAS,
                 QIE_E_INTERNAL, err, NULL, "the job cannot be read");
     j->prompt = read_text(fd, j->head.n_prompt, &at);
     j->negative = read_text(fd, j->head.n_negative, &at);
@@ -264,6 +268,8 @@ static void job_release(job *j) {
         free(j->bytes[i]);
         qie_image_destroy(j->pictures[i]);
     }
+    for (int i = 0; i < SVC_MAX_LORAS; i++)
+        free(j->lora_paths[i]);
 }
 
 /* The seed in the parameters that we wrote into a picture; all ones when it has none. Damaged
@@ -300,6 +306,35 @@ static qie_status decode(job *j, qie_error *err) {
     return QIE_OK;
 }
 
+/* The files that the job's LoRAs stand for; *bytes: the room that copies of parts of them may take
+ * at most. */
+static qie_status find_loras(const worker *w, job *j, int64_t *bytes, qie_error *err) {
+    _Static_assert(SVC_MAX_LORAS == QIE_MAX_LORAS && SVC_LORA_NAME == QIE_LORA_NAME, "one limit");
+    *bytes = 0;
+    for (int i = 0; i < j->head.params.n_loras; i++) {
+        svc_lora *l = &j->head.params.loras[i];
+        struct stat s;
+        svc_text_clean(l->name, sizeof l->name);
+        j->lora_paths[i] = w->lora_dir ? svc_lora_path(w->lora_dir, l->name) : NULL;
+        QIE_FAIL_IF(!j->lora_paths[i] || stat(j->lora_paths[i], &s) || !S_ISREG(s.st_mode),
+                    QIE_E_NOT_FOUND, err, "lora", "LoRA '%s' is no longer in the service's folder",
+                    l->name);
+        j->loras[i] =
+            (qie_lora_use){.path = j->lora_paths[i], .weight = l->weight, .name = l->name};
+        *bytes += s.st_size;
+    }
+    return QIE_OK;
+}
+
+/* Where the service keeps its files is nobody's business: the folder goes from the message. */
+static void hide_folder(const char *dir, qie_error *err) {
+    size_t n = dir ? strlen(dir) : 0;
+    for (char *at = err->message; n && (at = strstr(at, dir)) != NULL;) {
+        size_t skip = n + (at[n] == '/');
+        memmove(at, at + skip, strlen(at + skip) + 1);
+    }
+}
+
 static qie_edit_options options_of(worker *w, const job *j, const qie_image **views) {
     qie_edit_options o = qie_edit_options_default();
     const svc_params *p = &j->head.params;
@@ -319,6 +354,10 @@ static qie_edit_options options_of(worker *w, const job *j, const qie_image **vi
     o.ref_area = p->ref_area;
     o.keep_size = p->keep_size;
     o.num_images = p->num_images;
+    if (p->n_loras >= 0) {
+        o.loras = j->loras;
+        o.n_loras = (size_t)p->n_loras;
+    }
     o.preview_max_px = p->preview_px;
     o.progress = on_progress;
     o.progress_arg = w;
@@ -355,6 +394,11 @@ static void head_of(svc_result_head *h, const job *j, const qie_edit_result *r) 
     h->decode_s = r->decode_s;
     h->total_s = r->total_s;
     h->n_images = r->n_images;
+    h->n_loras = (int32_t)r->plan.n_loras;
+    for (size_t i = 0; i < r->plan.n_loras; i++) {
+        memcpy(h->loras[i].name, r->plan.loras[i].name, sizeof h->loras[i].name);
+        h->loras[i].weight = r->plan.loras[i].weight;
+    }
     for (int i = 0; i < r->plan.n_warnings && i < QIE_MAX_WARNINGS; i++)
         memcpy(h->warnings[h->n_warnings++], r->plan.warnings[i], sizeof h->warnings[0]);
     char *next = h->warnings[h->n_warnings];
@@ -457,9 +501,11 @@ static qie_status compute(worker *w, job *j, qie_error *err) {
     const qie_image *views[SVC_MAX_PICTURES];
     qie_edit_plan plan;
     qie_edit_result result;
+    int64_t lora_bytes;
     bool gpu = w->gpu; /* the driver's own mappings follow no plan of ours */
+    QIE_TRY(find_loras(w, j, &lora_bytes, err));
     if (!gpu)
-        svc_sandbox_memory(decoded_bytes(j));
+        svc_sandbox_memory(decoded_bytes(j) + lora_bytes);
     QIE_TRY(decode(j, err));
     qie_edit_options o = options_of(w, j, views);
     QIE_TRY(qie_engine_plan(w->engine, &o, false, &plan, err));
@@ -502,6 +548,8 @@ static qie_status run_job(worker *w, qie_error *err) {
     close(fd);
     if (st == QIE_OK)
         st = compute(w, &j, &e);
+    if (st != QIE_OK)
+        hide_folder(w->lora_dir, &e);
     job_release(&j);
     pthread_mutex_lock(&w->lock);
     w->running = 0;
@@ -591,7 +639,8 @@ static qie_status serve(worker *w, const svc_worker_options *o, qie_error *err) 
 }
 
 qie_status svc_worker_run(const svc_worker_options *options, qie_error *err) {
-    worker w = {.channel = options->channel, .loading = true, .job_fd = -1};
+    worker w = {
+        .channel = options->channel, .lora_dir = options->lora_dir, .loading = true, .job_fd = -1};
     int kind = 0;
     socklen_t n = sizeof kind;
     QIE_FAIL_IF(getsockopt(w.channel, SOL_SOCKET, SO_TYPE, &kind, &n) || kind != SOCK_SEQPACKET,
