@@ -134,7 +134,7 @@ static bool read_escaped(qie_jscan *s, const char **text, size_t *n) {
         }
         static const char FROM[] = "\"\\/bfnrt", TO[] = "\"\\/\b\f\n\r\t";
         const char *at = strchr(FROM, p[1]);
-        uint32_t c;
+        uint32_t c = 0; /* set on success; gcc does not see that under the thread sanitizer */
         if (p[1] && at) {
             s->buf[len++] = TO[at - FROM];
             p += 2;
