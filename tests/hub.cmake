@@ -16,7 +16,7 @@ if(QIE_TESTS AND TARGET qwen-edit)
   set_target_properties(fakenvml PROPERTIES PREFIX "" LIBRARY_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/tests)
   find_package(Python3 COMPONENTS Interpreter)
   if(Python3_FOUND)
-    foreach(driver test_pull test_cache test_doctor test_place)
+    foreach(driver test_pull test_pull_net test_cache test_doctor test_place)
       add_test(NAME hub_${driver} COMMAND ${Python3_EXECUTABLE} ${CMAKE_SOURCE_DIR}/tests/api/${driver}.py
                $<TARGET_FILE:qwen-edit> WORKING_DIRECTORY ${CMAKE_BINARY_DIR})
       set_tests_properties(hub_${driver} PROPERTIES TIMEOUT 300 SKIP_RETURN_CODE 77)

@@ -66,11 +66,12 @@ class Entry:
 
 class FakeHub:
     def __init__(self, files, repo="test/model", faults=None, page=3, commit=COMMIT, token=None, redirect=True,
-                 tree=True, rate=0):
+                 tree=True, rate=0, tls=None, cdn_tls=True, host="127.0.0.1"):
         self.repo, self.commit, self.page, self.token = repo, commit, page, token
         self.files = {k: v if isinstance(v, Entry) else Entry(v) for k, v in files.items()}
         self.faults = faults or Faults()
         self.redirect, self.tree, self.rate = redirect, tree, rate
+        self.tls, self.cdn_tls, self.host = tls, cdn_tls, host  # an ssl.SSLContext; the name in the addresses
         self.sent = 0          # body bytes of files that went into the socket
         self.requests = []     # (host, method, path, range, authorization)
         self.lock = threading.Lock()
@@ -106,8 +107,11 @@ class FakeHub:
 
         self.servers = [Server(("127.0.0.1", 0), Handler), Server(("127.0.0.1", 0), Handler)]
         self.port, self.cdn_port = (s.server_address[1] for s in self.servers)
-        self.url = "http://127.0.0.1:%d" % self.port
-        self.cdn = "http://127.0.0.1:%d" % self.cdn_port
+        for s, secret in zip(self.servers, (self.tls, self.tls if self.cdn_tls else None)):
+            if secret:  # the handshake belongs to the thread of its connection
+                s.socket = secret.wrap_socket(s.socket, server_side=True, do_handshake_on_connect=False)
+        self.url = "http%s://%s:%d" % ("s" if self.tls else "", self.host, self.port)
+        self.cdn = "http%s://%s:%d" % ("s" if self.tls and self.cdn_tls else "", self.host, self.cdn_port)
         for s in self.servers:
             threading.Thread(target=s.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
         return self

@@ -21,7 +21,7 @@ def clean_env(home, **extra):
     env = {k: v for k, v in os.environ.items()
            if not k.upper().endswith("_PROXY") and not k.startswith(("HF_", "HUGGING", "QWEN_EDIT", "QIE_", "LC_"))
            and k not in ("XDG_CACHE_HOME", "TRANSFORMERS_OFFLINE", "CUDA_VISIBLE_DEVICES", "LANG", "OMP_NUM_THREADS",
-                         "SSL_CERT_FILE")}
+                         "SSL_CERT_FILE", "SSL_CERT_DIR", "CURL_CA_BUNDLE", "REQUESTS_CA_BUNDLE")}
     env.update(HOME=home, HF_HOME=os.path.join(home, "hf"), LANG="C.UTF-8", XDG_CONFIG_HOME=os.path.join(home, "cfg"))
     env.update(extra)
     return env
