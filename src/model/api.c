@@ -191,6 +191,13 @@ const qie_model_config *qie_engine_config(const qie_engine *e) {
     return &e->model.config;
 }
 
+qie_status qie_engine_tokenizer_file(const qie_engine *e, const char *name,
+                                     const unsigned char **data, size_t *n, qie_error *err) {
+    char path[256];
+    snprintf(path, sizeof path, "%s/%s", e->model.config.tokenizer_folder, name);
+    return qie_files_get(e->model.files, path, data, n, err);
+}
+
 void qie_engine_get_info(const qie_engine *e, qie_engine_info *info) {
     const qie_defaults_config *d = &e->model.config.defaults;
     qie_model_defaults now = qie_model_defaults_now(&e->model);

@@ -52,5 +52,9 @@ int64_t qie_model_parameters(const qie_model *m);
 /* The configs of an open engine's model. */
 struct qie_engine;
 const qie_model_config *qie_engine_config(const struct qie_engine *engine);
+/* A file of the open engine's tokenizer ("vocab.json") as qie_files_get gives it. Not while an edit
+ * runs. */
+qie_status qie_engine_tokenizer_file(const struct qie_engine *engine, const char *name,
+                                     const unsigned char **data, size_t *n, qie_error *err);
 
 #endif

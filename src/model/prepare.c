@@ -121,14 +121,9 @@ static qie_status tokenize(const qie_model *m, qie_prepared *p, qie_error *err) 
             snprintf(err->param, sizeof err->param, "negative_prompt");
         QIE_TRY(st);
         QIE_TRY(count_text(m, p, pass, err));
-        int start = qie_rope_text_start(&p->sizes);
-        QIE_FAIL_IF(start + p->n_text[pass] > QIE_MAX_ROPE_POSITION, QIE_E_INVALID, err,
-                    pass ? "negative_prompt" : "prompt",
-                    "the prompt and pictures take %lld tokens (%zu of them text), %d fit beside "
-                    "pictures of "
-                    "this size: shorten the prompt or give fewer pictures",
-                    (long long)p->n_text[pass], p->prompts[pass].n_prompt,
-                    QIE_MAX_ROPE_POSITION - start);
+        QIE_TRY(qie_size_plan_check_text(&p->sizes, p->n_text[pass],
+                                         (int64_t)p->prompts[pass].n_prompt,
+                                         pass ? "negative_prompt" : "prompt", err));
     }
     return QIE_OK;
 }

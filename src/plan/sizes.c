@@ -163,3 +163,14 @@ int qie_rope_text_start(const qie_size_plan *s) {
     }
     return m;
 }
+
+qie_status qie_size_plan_check_text(const qie_size_plan *s, int64_t n_rows, int64_t n_prompt,
+                                    const char *param, qie_error *err) {
+    int start = qie_rope_text_start(s);
+    QIE_FAIL_IF(start + n_rows > QIE_MAX_ROPE_POSITION, QIE_E_INVALID, err, param,
+                "the %s and pictures take %lld tokens (%lld of them text), %d fit beside pictures "
+                "of this size: shorten the %s or give fewer pictures",
+                param, (long long)n_rows, (long long)n_prompt, QIE_MAX_ROPE_POSITION - start,
+                param);
+    return QIE_OK;
+}

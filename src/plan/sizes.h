@@ -71,6 +71,11 @@ qie_status qie_size_plan_make(const qie_model_config *m, const qie_size_request 
 /* Positions of the rope tables: text rows start at m = max over all grids of max(h/2, w/2); m +
  * n_text must not exceed 4096. Returns m. */
 int qie_rope_text_start(const qie_size_plan *s);
+/* Do n_rows rows of conditioning (n_prompt of them the user's own text) fit beside these pictures?
+ * One rule and one wording for the engine and for whoever looks before it. Errors: QIE_E_INVALID
+ * with `param`, both numbers in the message. */
+qie_status qie_size_plan_check_text(const qie_size_plan *s, int64_t n_rows, int64_t n_prompt,
+                                    const char *param, qie_error *err);
 #define QIE_MAX_ROPE_POSITION 4096 /* length of the position tables in diffusers' QwenEmbedRope */
 
 #endif

@@ -77,13 +77,24 @@ static qie_status expand(int32_t **ids, size_t *n_ids, int32_t pad, const int *n
     return QIE_OK;
 }
 
+qie_status qie_prompt_check(const char *prompt, size_t n_bytes, qie_error *err) {
+    QIE_FAIL_IF(!qie_utf8_valid(prompt, n_bytes), QIE_E_INVALID, err, "prompt",
+                "the prompt is not valid UTF-8");
+    return check_placeholders(prompt, n_bytes, err);
+}
+
+int64_t qie_prompt_most_rows(size_t n_bytes, const int *n_image_tokens, size_t n_images) {
+    int64_t rows = (int64_t)(sizeof PREFIX + sizeof SUFFIX - 2) - N_DROP;
+    for (size_t i = 0; i < n_images; i++)
+        rows += (int64_t)strlen("Picture 16: <|vision_start|><|vision_end|>") + n_image_tokens[i];
+    return rows + 3 * (int64_t)n_bytes; /* UAX #15, table "Maximum Expansion Factors" */
+}
+
 qie_status qie_prompt_build(const qie_tokenizer *t, const char *prompt, size_t n_bytes,
                             const int *n_image_tokens, size_t n_images, qie_prompt *out,
                             qie_error *err) {
     memset(out, 0, sizeof *out);
-    QIE_FAIL_IF(!qie_utf8_valid(prompt, n_bytes), QIE_E_INVALID, err, "prompt",
-                "the prompt is not valid UTF-8");
-    QIE_TRY(check_placeholders(prompt, n_bytes, err));
+    QIE_TRY(qie_prompt_check(prompt, n_bytes, err));
     QIE_TRY(check_tokens(t, &out->image_pad_id, err));
     int32_t *ids = NULL, *alone = NULL;
     size_t n_ids = 0, n_alone = 0;

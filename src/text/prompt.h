@@ -22,6 +22,12 @@ typedef struct qie_prompt {
 qie_status qie_prompt_build(const qie_tokenizer *t, const char *prompt, size_t n_bytes,
                             const int *n_image_tokens, size_t n_images, qie_prompt *out,
                             qie_error *err);
+/* Rows of conditioning that no prompt of n_bytes exceeds, whatever the tokenizer: each token stands
+ * for a byte at least, and normalisation makes at most three of one. For a decision without one. */
+int64_t qie_prompt_most_rows(size_t n_bytes, const int *n_image_tokens, size_t n_images);
+/* The refusals that need no tokenizer: not UTF-8, a picture's placeholder. Errors: QIE_E_INVALID,
+ * param "prompt". */
+qie_status qie_prompt_check(const char *prompt, size_t n_bytes, qie_error *err);
 void qie_prompt_release(qie_prompt *p);
 
 #endif

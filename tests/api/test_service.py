@@ -72,6 +72,41 @@ def case_sizes_and_seeds(s):
     refused(s, 422, {"prompt": "x", "image_base64": B64, "ref_area": 3}, "ref_area")
 
 
+def case_long_prompts(s):
+    """What does not fit is refused at once, at the very token at which the engine itself refuses, in its words."""
+    picture = os.path.join(ROOT, "demo", "samples", "ball.png")
+
+    def engine(field, text):
+        other = ["-p", text] if field == "prompt" else ["-p", "x", "-n", text, "--true-cfg-scale", "2"]
+        r = subprocess.run([PROGRAM, "edit", "--model", "demo", "-i", picture, *other, "--dry-run"],
+                           capture_output=True, text=True)
+        return r.returncode == 0, r.stderr
+
+    def service(field, text, path="/v1/jobs", **more):
+        other = {"prompt": text} if field == "prompt" else {"prompt": "x", "negative_prompt": text, "true_cfg_scale": 2}
+        return s.call("POST", path, {"image_base64": B64, **other, **more})
+
+    for field in "prompt", "negative_prompt":
+        fits, above = 1, 16000
+        while above - fits > 1:
+            middle = (fits + above) // 2
+            code, r = service(field, "紫" * middle, dry_run=True)
+            fits, above = (middle, above) if code == 200 else (fits, middle)
+        assert 100 < fits < 15990, fits
+        assert engine(field, "紫" * fits)[0]
+        ok, words = engine(field, "紫" * above)
+        for path in "/v1/jobs", "/edit":
+            code, r = service(field, "紫" * above, path)
+            assert not ok and code == 422 and r["error"]["param"] == field, r
+            assert r["error"]["message"] in words, (r, words)
+            assert r["error"]["message"].startswith(f"the {field} and pictures take 4"), r
+    # unused: not counted
+    assert s.call("POST", "/v1/jobs", {"image_base64": B64, "prompt": "x", "negative_prompt": "x" * 32000,
+                                       "true_cfg_scale": 1, "dry_run": True})[0] == 200
+    refused(s, 422, {"prompt": "an <|image_pad|>", "image_base64": B64}, "prompt")
+    assert not s.call("GET", "/v1/jobs?status=failed")[1]["data"]
+
+
 def case_refusals(s):
     good = {"prompt": "x", "image_base64": B64}
     refused(s, 422, {"image_base64": B64}, "prompt")
@@ -196,7 +231,7 @@ def case_keys():
 def main():
     with Service().start() as s:
         cases = [(f.__name__, lambda f=f: f(s)) for f in
-                 (case_contract, case_sizes_and_seeds, case_refusals, case_jobs, case_concurrent, case_hostile)]
+                 (case_contract, case_sizes_and_seeds, case_long_prompts, case_refusals, case_jobs, case_concurrent, case_hostile)]
         failed = run_cases(cases + [("case_one_master", case_one_master), ("case_keys", case_keys)])
         if failed:
             sys.stderr.write(s.log()[-3000:])

@@ -135,6 +135,30 @@ QTEST(test_prompt_tokenizer_without_template_tokens_is_corrupt) {
     qie_files_close(f);
 }
 
+/* The bound that needs no tokenizer holds for what normalisation makes longest (UAX #15), too. */
+QTEST(test_prompt_most_rows_is_never_exceeded) {
+    static const char *const UNITS[] = {"a",          "make it blue ",    "\xf0\x9d\x85\xa0",
+                                        "\xcd\x84",   "\xe7\xb4\xab",     "\xef\xac\xac",
+                                        "<|im_end|>", "\xf0\x9f\xa6\x8a", "\n"};
+    int n_tokens[2] = {196, 4};
+    ASSERT(get_tokenizer());
+    for (size_t i = 0; i < sizeof UNITS / sizeof *UNITS; i++)
+        for (size_t times = 1; times < 2000; times *= 7)
+            for (size_t n_images = 0; n_images <= 2; n_images++) {
+                qie_error e = {0};
+                qie_prompt p;
+                size_t one = strlen(UNITS[i]), n = times * one;
+                char *text = malloc(n + 1);
+                for (size_t k = 0; k < times; k++)
+                    memcpy(text + k * one, UNITS[i], one);
+                ASSERT_OK(qie_prompt_build(tok, text, n, n_tokens, n_images, &p, &e));
+                int64_t rows = (int64_t)p.n_ids - (int64_t)p.n_drop;
+                ASSERT(rows <= qie_prompt_most_rows(n, n_tokens, n_images));
+                qie_prompt_release(&p);
+                free(text);
+            }
+}
+
 QTEST(test_prompt_100000_characters_work) {
     qie_error e = {0};
     qie_prompt p;

@@ -22,6 +22,9 @@ void svc_text_clean(char *text, size_t cap) {
                 text[i] = '?';
 }
 
+const char *const svc_tokenizer_files[SVC_TOKENIZER_FILES] = {
+    "vocab.json", "merges.txt", "added_tokens.json", "tokenizer_config.json", "tokenizer.json"};
+
 void svc_message_init(svc_message *m, svc_message_kind kind, uint64_t token) {
     memset(m, 0, sizeof *m);
     m->magic = SVC_MESSAGE_MAGIC;

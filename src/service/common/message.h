@@ -42,6 +42,10 @@ typedef struct svc_message {
     char text[960];
 } svc_message;
 
+/* Files that a tokenizer may consist of; those that a model has follow svc_model_info. */
+#define SVC_TOKENIZER_FILES 5
+extern const char *const svc_tokenizer_files[SVC_TOKENIZER_FILES];
+
 /* What a worker knows of its model. */
 typedef struct svc_model_info {
     char model[512], name[128], precision[16], backend[16], cpu_level[24];
@@ -50,7 +54,8 @@ typedef struct svc_model_info {
     double true_cfg_scale;
     int64_t weights_bytes, ref_area;
     qie_model_config config;
-} svc_model_info;
+    uint64_t tokenizer_bytes[SVC_TOKENIZER_FILES]; /* 0: there is no such file */
+} svc_model_info;                                  /* followed by those files */
 
 typedef struct svc_job_head {
     svc_params params;

@@ -23,6 +23,7 @@
 #include "service/master/log.h"
 #include "service/master/loras.h"
 #include "service/master/master.h"
+#include "service/master/tokens.h"
 
 #define TICK_MS 100
 #define FINISH_WITHIN_S 20.0 /* running jobs at SIGTERM; then they wait for the next start */
@@ -311,6 +312,7 @@ static void close_all(svc_master *m) {
     if (m->done)
         svc_done_deliver(m->done);
     svc_jobs_close(m);
+    svc_tokens_destroy(m->tokens);
     svc_db_close(m->db);
     svc_pool_destroy(m->fetchers);
     svc_pool_destroy(m->pool);

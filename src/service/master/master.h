@@ -2,6 +2,7 @@
  * loop) owns everything here; files, parsing and the database's writes happen in threads that hand
  * results back to it (tasks.h). The parts: jobs.c        the queue in memory: states, order, events
  *   supervisor.c  worker processes
+ *   tokens.c      how many tokens a prompt takes
  *   submit.c      from a request to an accepted job and to its answer
  *   routes.c      what is served where
  *   metrics.c     numbers for whoever watches
@@ -174,6 +175,7 @@ struct svc_master {
     double retry_stuck_s;
     svc_model_info model;
     bool has_model;
+    struct svc_tokens *tokens; /* NULL: the model is not known yet, or its worker gave none */
     pid_t pid;
     double start_s, start_at;
     double average_job_s; /* 0: unknown */

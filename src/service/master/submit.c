@@ -18,6 +18,7 @@
 #include "service/master/loras.h"
 #include "service/master/master.h"
 #include "service/master/parse.h"
+#include "service/master/tokens.h"
 
 typedef struct submission {
     svc_task task; /* first */
@@ -35,6 +36,11 @@ typedef struct submission {
     svc_client *reserved; /* a place in the queue is kept for it */
     svc_request_rules rules;
     int widths[SVC_MAX_PICTURES], heights[SVC_MAX_PICTURES];
+    struct svc_tokens *tokens;
+    bool planned; /* the model is known: sizes, memory and guided are set */
+    bool guided;  /* the negative prompt is used */
+    qie_size_plan sizes;
+    qie_memory_plan memory;
     bool keyed, streaming, awaits_accept;
     int n_previews;
     svc_job *job;
@@ -638,8 +644,20 @@ static void after_store(svc_task *t) {
         accept_new(s, fingerprint);
 }
 
-static void store_pictures(svc_task *t) {
+/* What the prompt takes; before the model is known the worker counts. */
+static void check_text(svc_task *t) {
     submission *s = (submission *)(void *)t;
+    const svc_request *r = &s->request;
+    if (s->planned)
+        s->status = svc_tokens_check(s->tokens, r->prompt, s->guided ? r->negative : NULL,
+                                     &s->sizes, &s->error);
+}
+
+static void check_and_store(svc_task *t) {
+    submission *s = (submission *)(void *)t;
+    check_text(t);
+    if (s->status != QIE_OK)
+        return;
     for (size_t i = 0; i < s->request.n_pictures; i++) {
         svc_source *p = &s->request.pictures[i];
         s->status = svc_store_put(s->master->store, p->bytes, p->n, p->name, &s->error);
@@ -664,8 +682,7 @@ static int steps_of(const svc_model_info *model, const svc_params *p, double *tr
 }
 
 /* R17: what the worker would refuse for its size is refused before it waits in the queue. */
-static qie_status check_plan(const submission *s, qie_size_plan *sizes, qie_memory_plan *plan,
-                             qie_error *err) {
+static qie_status check_plan(submission *s, qie_error *err) {
     const svc_model_info *model = &s->master->model;
     const svc_params *p = &s->request.params;
     qie_size_request r = {.n_images = (int)s->request.n_pictures,
@@ -678,7 +695,9 @@ static qie_status check_plan(const submission *s, qie_size_plan *sizes, qie_memo
                           .keep_size = p->keep_size < 0 ? model->keep_size : p->keep_size};
     for (int i = 0; i < r.n_images; i++)
         r.images[i] = (qie_size){s->widths[i], s->heights[i]};
-    QIE_TRY(qie_size_plan_make(&model->config, &r, sizes, err));
+    QIE_TRY(qie_size_plan_make(&model->config, &r, &s->sizes, err));
+    const qie_size_plan *sizes = &s->sizes;
+    qie_memory_plan *plan = &s->memory;
     double cfg;
     int steps = steps_of(model, p, &cfg);
     int64_t text =
@@ -699,11 +718,15 @@ static qie_status check_plan(const submission *s, qie_size_plan *sizes, qie_memo
                 QIE_E_TOO_LARGE, err, "image",
                 "this edit needs %lld MB of working memory, the machine has %lld MB in all",
                 (long long)(plan->total >> 20), (long long)(total >> 20));
+    s->guided = cfg > 1;
+    s->tokens = s->master->tokens;
+    s->planned = true;
     return QIE_OK;
 }
 
 /* What the edit would be, without one: sizes, passes, memory, place in the queue. */
-static void reply_plan(submission *s, const qie_size_plan *sizes, const qie_memory_plan *plan) {
+static void reply_plan(submission *s) {
+    const qie_size_plan *sizes = &s->sizes;
     const svc_master *m = s->master;
     const svc_params *p = &s->request.params;
     double cfg;
@@ -721,7 +744,7 @@ static void reply_plan(submission *s, const qie_size_plan *sizes, const qie_memo
     qie_json_put(o, "num_inference_steps", qie_json_new_int(steps));
     qie_json_put(o, "true_cfg_scale", qie_json_new_double(cfg));
     qie_json_put(o, "cfg", qie_json_new_bool(cfg > 1));
-    qie_json_put(o, "working_bytes", qie_json_new_int(plan->total));
+    qie_json_put(o, "working_bytes", qie_json_new_int(s->memory.total));
     qie_json_put(o, "queue_position", qie_json_new_int(m->n_queued));
     s->call->on_gone = NULL;
     svc_reply_json(s->call, 200, o);
@@ -729,12 +752,20 @@ static void reply_plan(submission *s, const qie_size_plan *sizes, const qie_memo
     release(s);
 }
 
+static void after_dry_run(svc_task *t) {
+    submission *s = (submission *)(void *)t;
+    if (s->status != QIE_OK)
+        refuse(s, &s->error, 0);
+    else if (s->call)
+        reply_plan(s);
+    else
+        release(s);
+}
+
 static void admit(submission *s) {
     svc_master *m = s->master;
     qie_error e;
     qie_status st = QIE_OK;
-    qie_size_plan sizes;
-    qie_memory_plan plan;
     svc_client *client = svc_client_get(m, s->client);
     bool repeated = s->keyed && svc_job_find_key(m, s->client, s->request.idempotency_key);
     if (m->stopping)
@@ -744,24 +775,22 @@ static void admit(submission *s) {
     else if (!repeated)
         st = svc_jobs_admit(m, s->client, &e);
     if (st == QIE_OK && m->has_model)
-        st = check_plan(s, &sizes, &plan, &e);
+        st = check_plan(s, &e);
     else if (st == QIE_OK && s->request.dry_run)
         st = qie_fail(&e, QIE_E_UNAVAILABLE, NULL, "the model is loading: nothing can be planned");
     if (st != QIE_OK) {
         refuse(s, &e, 0);
         return;
     }
-    if (s->request.dry_run) {
-        if (s->call)
-            reply_plan(s, &sizes, &plan);
-        else
-            release(s);
-        return;
-    }
-    reserve(s, client);
-    s->task.run = store_pictures;
-    s->task.done = after_store;
     s->status = QIE_OK;
+    if (s->request.dry_run) {
+        s->task.run = check_text;
+        s->task.done = after_dry_run;
+    } else {
+        reserve(s, client);
+        s->task.run = check_and_store;
+        s->task.done = after_store;
+    }
     svc_pool_post(m->pool, &s->task);
 }
 

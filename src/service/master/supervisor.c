@@ -19,6 +19,7 @@
 #include "service/master/log.h"
 #include "service/master/master.h"
 #include "service/master/parse.h"
+#include "service/master/tokens.h"
 
 #define YOUNG_S 10.0
 #define MAX_WAIT_S 30.0
@@ -658,7 +659,7 @@ static void take_result(svc_worker *w, svc_job *job, int fd) {
 
 static void on_ready(svc_worker *w, const svc_message *m, int fd) {
     svc_model_info info;
-    if (fd < 0 || svc_file_size(fd) != (int64_t)sizeof info ||
+    if (fd < 0 || svc_file_size(fd) < (int64_t)sizeof info ||
         !svc_read_at(fd, &info, sizeof info, 0)) {
         kill_worker(w, "the worker spoke nonsense at its start", 2);
         return;
@@ -670,6 +671,8 @@ static void on_ready(svc_worker *w, const svc_message *m, int fd) {
     svc_text_clean(info.cpu_level, sizeof info.cpu_level);
     svc_text_clean(info.about_en, sizeof info.about_en);
     svc_text_clean(info.about_zh, sizeof info.about_zh);
+    if (!w->master->tokens) /* all workers have the same model */
+        w->master->tokens = svc_tokens_create(&info, fd);
     w->master->model = info;
     w->master->has_model = true;
     w->state = SVC_W_READY;

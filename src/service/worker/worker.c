@@ -593,13 +593,26 @@ static void describe(const worker *w, svc_model_info *out) {
     out->config = *qie_engine_config(w->engine);
 }
 
-static qie_status tell_ready(worker *w, const char *files, const char *calls, qie_error *err) {
+/* What the master wants to know of the model, with the tokenizer's files: it counts tokens with
+ * them and without them leaves long prompts to us. Made while files may still be opened. */
+static qie_status make_model_file(worker *w, int *fd, qie_error *err) {
     svc_model_info info;
+    svc_part parts[1 + SVC_TOKENIZER_FILES] = {{&info, sizeof info}};
     describe(w, &info);
+    for (int i = 0; i < SVC_TOKENIZER_FILES; i++) {
+        const unsigned char *data = NULL;
+        size_t n = 0;
+        if (qie_engine_tokenizer_file(w->engine, svc_tokenizer_files[i], &data, &n, NULL) == QIE_OK)
+            parts[1 + i] = (svc_part){data, n};
+        info.tokenizer_bytes[i] = parts[1 + i].n;
+    }
     w->n_blocks = info.config.transformer.num_layers > 0 ? info.config.transformer.num_layers : 1;
-    svc_part part = {&info, sizeof info};
-    int fd = svc_memory_file("model", &part, 1);
-    QIE_FAIL_IF(fd < 0, QIE_E_NO_MEMORY, err, NULL, "no memory file: %s", strerror(errno));
+    *fd = svc_memory_file("model", parts, 1 + SVC_TOKENIZER_FILES);
+    QIE_FAIL_IF(*fd < 0, QIE_E_NO_MEMORY, err, NULL, "no memory file: %s", strerror(errno));
+    return QIE_OK;
+}
+
+static void tell_ready(worker *w, const char *files, const char *calls, int fd) {
     svc_message m;
     svc_message_init(&m, SVC_MSG_READY, 0);
     snprintf(m.text, sizeof m.text, "files: %s, calls: %s", files, calls);
@@ -609,7 +622,6 @@ static qie_status tell_ready(worker *w, const char *files, const char *calls, qi
     pthread_mutex_unlock(&w->lock);
     say(w, &m, fd);
     close(fd);
-    return QIE_OK;
 }
 
 static qie_status serve(worker *w, const svc_worker_options *o, qie_error *err) {
@@ -622,10 +634,11 @@ static qie_status serve(worker *w, const svc_worker_options *o, qie_error *err) 
                 "no thread");
     pthread_detach(thread);
     QIE_TRY(qie_engine_open(&o->engine, &w->engine, err));
+    int model_fd;
+    QIE_TRY(make_model_file(w, &model_fd, err));
     if (w->gpu)
         files = svc_sandbox_files(true);
-    const char *calls = svc_sandbox_calls(w->gpu);
-    QIE_TRY(tell_ready(w, files, calls, err));
+    tell_ready(w, files, svc_sandbox_calls(w->gpu), model_fd);
     for (;;) {
         pthread_mutex_lock(&w->lock);
         while (!w->has_job && !w->quit)
