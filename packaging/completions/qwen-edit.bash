@@ -2,7 +2,7 @@
 _qwen_edit() {
     local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD-1]} words=
     if [ "$COMP_CWORD" -eq 1 ]; then
-        words="edit serve worker info pull verify doctor list rm prune bench help --help --version"
+        words="edit serve worker info pull quantize verify doctor list rm prune bench help --help --version"
     else
         case $prev in
         --image|-i) COMPREPLY=($(compgen -f -- "$cur")); return ;;
@@ -64,6 +64,8 @@ _qwen_edit() {
         --max-body-memory) words=""; COMPREPLY=($(compgen -W "$words" -- "$cur")); return ;;
         --sync-timeout) words=""; COMPREPLY=($(compgen -W "$words" -- "$cur")); return ;;
         --keep) words=""; COMPREPLY=($(compgen -W "$words" -- "$cur")); return ;;
+        --keep) words=""; COMPREPLY=($(compgen -W "$words" -- "$cur")); return ;;
+        --to) words="q8_0 q6_k q5_k q4_k q4_0 int8 fp8"; COMPREPLY=($(compgen -W "$words" -- "$cur")); return ;;
         --hang-limit) words=""; COMPREPLY=($(compgen -W "$words" -- "$cur")); return ;;
         --allow-url-cidr) words=""; COMPREPLY=($(compgen -W "$words" -- "$cur")); return ;;
         --log-format) words="text json"; COMPREPLY=($(compgen -W "$words" -- "$cur")); return ;;
@@ -84,13 +86,14 @@ _qwen_edit() {
         worker) words=" --model --transformer --text-encoder --mmproj --vae --variant --device --precision --threads --nice --memory-limit --lora --lora-dir --help --version --backend" ;;
         info) words=" --json --help --version" ;;
         pull) words=" --dry-run --local-dir --revision --include --exclude --endpoint --cache-dir --jobs --retries --recheck --quiet --verbose --json --config --help --version" ;;
+        quantize) words=" --threads --keep --to --quiet --verbose --json --help --version" ;;
         verify) words=" --revision --include --exclude --cache-dir --no-hash --quiet --verbose --json --help --version" ;;
         doctor) words=" --model --endpoint --headroom-gib --json --config --help --version" ;;
         list) words=" --cache-dir --json --help --version" ;;
         rm) words=" --dry-run --revision --cache-dir --yes --quiet --json --help --version" ;;
         prune) words=" --dry-run --cache-dir --detached --quiet --json --help --version" ;;
         bench) words=" --image --prompt --negative --steps --true-cfg-scale --max-side --width --height --ref-area --model --precision --threads --nice --memory-limit --lora --schedule --repeats --references --only --cold --no-ops --no-roof --quiet --json --config --help --version --backend" ;;
-        help) words="edit serve worker info pull verify doctor list rm prune bench help  --help --version --man --completions" ;;
+        help) words="edit serve worker info pull quantize verify doctor list rm prune bench help  --help --version --man --completions" ;;
         esac
     fi
     case $cur in

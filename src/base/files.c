@@ -181,7 +181,7 @@ fail:
 
 void qie_files_drop_pages(const qie_files *f) {
     for (const entry *e = f->mapped; e; e = e->next) {
-        if (!e->map.data)
+        if (!e->map.data || e->made)
             continue;
         char *path = qie_path_join(f->label, e->name);
         int fd = path ? open(path, O_RDONLY | O_CLOEXEC) : -1;
@@ -193,6 +193,12 @@ void qie_files_drop_pages(const qie_files *f) {
         }
         free(path);
     }
+}
+
+void qie_files_let_go(const qie_files *f) {
+    for (const entry *e = f->mapped; e; e = e->next)
+        if (e->map.data && !e->made)
+            (void)madvise((void *)(uintptr_t)e->map.data, e->map.size, MADV_DONTNEED);
 }
 
 double qie_files_resident_share(const qie_files *f) {

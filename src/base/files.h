@@ -43,6 +43,9 @@ qie_status qie_files_get(qie_files *f, const char *name, const unsigned char **d
  * and the page cache is asked to. What another process maps stays. Nothing for files inside the
  * program. */
 void qie_files_drop_pages(const qie_files *f);
+/* Let our own pages of the mapped files go; the page cache keeps them. For work that passes over a
+ * large file once. */
+void qie_files_let_go(const qie_files *f);
 /* Share (0..1) of the mapped bytes that lie in memory; 1 for files inside the program. */
 double qie_files_resident_share(const qie_files *f);
 

@@ -17,6 +17,7 @@ qie_status cli_run_verify(cli_values *values, qie_error *err);
 qie_status cli_run_doctor(cli_values *values, qie_error *err);
 qie_status cli_run_list(cli_values *values, qie_error *err);
 qie_status cli_run_rm(cli_values *values, qie_error *err);
+qie_status cli_run_quantize(cli_values *values, qie_error *err);
 qie_status cli_run_prune(cli_values *values, qie_error *err);
 
 #endif

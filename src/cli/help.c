@@ -94,7 +94,7 @@ void cli_print_help(FILE *to, const cli_command *command) {
             "usage: qwen-edit COMMAND [OPTION ...]\n\n",
             qie_version());
     for (const cli_command *c = CLI_COMMANDS; c->name; c++)
-        fprintf(to, "  %-8s %s\n", c->name, c->summary);
+        fprintf(to, "  %-9s %s\n", c->name, c->summary);
     fprintf(to, "\n  qwen-edit edit -i photo.png -p \"turn the mug purple\" -o out.png\n"
                 "  qwen-edit COMMAND --help    the options of a command\n"
                 "  qwen-edit --version\n");

@@ -83,6 +83,8 @@ typedef enum cli_option_id {
     OPT_MAX_BODY_MEMORY,
     OPT_SYNC_TIMEOUT,
     OPT_KEEP,
+    OPT_KEEP_WEIGHTS, /* the flag --keep of quantize: another one than that of serve */
+    OPT_TO,
     OPT_HANG_LIMIT,
     OPT_NO_IMAGE_URL,
     OPT_ALLOW_URL_CIDR,
@@ -123,6 +125,7 @@ typedef enum cli_group {
     GROUP_HUB,
     GROUP_SERVICE,
     GROUP_BENCH,
+    GROUP_QUANTIZE,
     GROUP_SIZE,
     GROUP_OUTPUT,
     GROUP_MACHINE,
@@ -141,15 +144,17 @@ typedef enum cli_group {
 #define CMD_RM (1u << 7)
 #define CMD_PRUNE (1u << 8)
 #define CMD_BENCH (1u << 9)
+#define CMD_QUANTIZE (1u << 11)
 #define CMD_SERVE (1u << 16)
 #define CMD_WORKER (1u << 17)
 #define CMD_SERVICE (CMD_SERVE | CMD_WORKER)
 #define CMD_CACHE (CMD_LIST | CMD_RM | CMD_PRUNE)
-#define CMD_EVENTS \
-    (CMD_EDIT | CMD_PULL | CMD_VERIFY | CMD_BENCH) /* long work: progress, several threads */
+#define CMD_EVENTS                                  \
+    (CMD_EDIT | CMD_PULL | CMD_VERIFY | CMD_BENCH | \
+     CMD_QUANTIZE) /* long work: progress, several threads */
 #define CMD_ALL                                                                          \
     (CMD_SERVICE | CMD_EDIT | CMD_INFO | CMD_HELP | CMD_PULL | CMD_VERIFY | CMD_DOCTOR | \
-     CMD_CACHE | CMD_BENCH)
+     CMD_CACHE | CMD_BENCH | CMD_QUANTIZE)
 
 #define CLI_REPEAT (1u << 0)    /* may be given more than once; all values count */
 #define CLI_IN_CONFIG (1u << 1) /* may stand in the config file, under its name */

@@ -3,15 +3,11 @@
 #include "cli/options.h"
 
 const char *const CLI_GROUP_TITLES[GROUP_COUNT] = {
-    [GROUP_EDIT] = "The edit",
-    [GROUP_HUB] = "Models on disk and hubs",
-    [GROUP_SERVICE] = "The service",
-    [GROUP_SIZE] = "Sizes",
-    [GROUP_BENCH] = "What is measured",
-    [GROUP_OUTPUT] = "Output",
-    [GROUP_MACHINE] = "Model and machine",
-    [GROUP_GENERAL] = "General",
-    [GROUP_DEVELOPER] = "For developers",
+    [GROUP_EDIT] = "The edit",          [GROUP_HUB] = "Models on disk and hubs",
+    [GROUP_SERVICE] = "The service",    [GROUP_SIZE] = "Sizes",
+    [GROUP_BENCH] = "What is measured", [GROUP_QUANTIZE] = "The conversion",
+    [GROUP_OUTPUT] = "Output",          [GROUP_MACHINE] = "Model and machine",
+    [GROUP_GENERAL] = "General",        [GROUP_DEVELOPER] = "For developers",
 };
 
 const cli_command CLI_COMMANDS[] = {
@@ -58,6 +54,18 @@ const cli_command CLI_COMMANDS[] = {
          "Fetches what is missing of a model (Qwen/Qwen-Image-Edit-2511 unless another one is "
          "named) into the Hugging Face cache or a plain folder, and checks every file. May be "
          "stopped at any time: the same command goes on from there. The last line on standard "
+         "output is the folder."},
+    {.name = "quantize",
+     .bit = CMD_QUANTIZE,
+     .run = cli_run_quantize,
+     .synopsis = "quantize FOLDER|REPO OUT --to TYPE [--keep PATTERN ...] [OPTION ...]",
+     .summary = "make a smaller copy of a model",
+     .description =
+         "Writes a model folder that every command takes as --model: the transformer and the text "
+         "encoder converted, the rest copied. Layers whose error would go everywhere keep their "
+         "type (docs/FORMATS.md lists them). Needs little memory however large the model is. May "
+         "be stopped at any time: the same command goes on from there, with the same bytes as a "
+         "result. Uses all cores unless --threads says otherwise. The last line on standard "
          "output is the folder."},
     {.name = "verify",
      .bit = CMD_VERIFY,
@@ -438,7 +446,7 @@ const cli_option CLI_OPTIONS[OPT_COUNT] = {
                      .def = "half of the cores",
                      .help = "CPU threads",
                      .group = GROUP_MACHINE,
-                     .commands = CMD_SERVICE | CMD_EDIT | CMD_BENCH,
+                     .commands = CMD_SERVICE | CMD_EDIT | CMD_BENCH | CMD_QUANTIZE,
                      .traits = KEEP},
     [OPT_NICE] = {.name = "nice",
                   .argument = "N",
@@ -744,6 +752,23 @@ const cli_option CLI_OPTIONS[OPT_COUNT] = {
                   .group = GROUP_SERVICE,
                   .commands = CMD_SERVE,
                   .traits = KEEP},
+    [OPT_KEEP_WEIGHTS] = {.name = "keep",
+                          .argument = "PATTERN",
+                          .kind = CLI_TEXT,
+                          .help = "weights that keep their type, by name with * for any text; "
+                                  "behind a ! weights that are converted although the list keeps "
+                                  "them; repeatable, the last one that fits decides",
+                          .group = GROUP_QUANTIZE,
+                          .commands = CMD_QUANTIZE,
+                          .traits = CLI_REPEAT},
+    [OPT_TO] = {.name = "to",
+                .argument = "TYPE",
+                .kind = CLI_CHOICE,
+                .words = "q8_0|q6_k|q5_k|q4_k|q4_0|int8|fp8",
+                .help = "type of the weights: q8_0, q6_k, q5_k, q4_k or q4_0 (GGUF files), int8 or "
+                        "fp8 (safetensors with scales)",
+                .group = GROUP_QUANTIZE,
+                .commands = CMD_QUANTIZE},
     [OPT_HANG_LIMIT] = {.name = "hang-limit",
                         .argument = "SECONDS",
                         .kind = CLI_REAL,
@@ -837,14 +862,15 @@ const cli_option CLI_OPTIONS[OPT_COUNT] = {
                    .kind = CLI_FLAG,
                    .help = "no progress and no notes; warnings and errors stay",
                    .group = GROUP_GENERAL,
-                   .commands = CMD_EDIT | CMD_PULL | CMD_VERIFY | CMD_RM | CMD_PRUNE | CMD_BENCH,
+                   .commands = CMD_EDIT | CMD_PULL | CMD_VERIFY | CMD_RM | CMD_PRUNE | CMD_BENCH |
+                               CMD_QUANTIZE,
                    .traits = KEEP},
     [OPT_VERBOSE] = {.name = "verbose",
                      .letter = 'v',
                      .kind = CLI_FLAG,
                      .help = "say more (as QIE_LOG=info)",
                      .group = GROUP_GENERAL,
-                     .commands = CMD_EDIT | CMD_PULL | CMD_VERIFY,
+                     .commands = CMD_EDIT | CMD_PULL | CMD_VERIFY | CMD_QUANTIZE,
                      .traits = KEEP},
     [OPT_JSON] = {.name = "json",
                   .kind = CLI_FLAG,

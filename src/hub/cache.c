@@ -165,13 +165,17 @@ static bool shard(void *arg, const char *key, qie_json *v) {
     return true;
 }
 
-/* The weights of a component: the index and the shards that it names, else the single file. */
+/* The weights of a component: the index and the shards that it names, else the single file, which
+ * may be of either format. */
 static void need_weights(missing *m, const char *component, const char *stem) {
     char index[300], single[300];
     snprintf(index, sizeof index, "%s/%s.safetensors.index.json", component, stem);
     snprintf(single, sizeof single, "%s/%s.safetensors", component, stem);
     if (!has(m, index)) {
-        need(m, single);
+        char gguf[300];
+        snprintf(gguf, sizeof gguf, "%s/%s.gguf", component, stem);
+        if (has(m, single) || !has(m, gguf))
+            need(m, single);
         return;
     }
     char *path = qie_path_join(m->dir, index);

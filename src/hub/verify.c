@@ -24,6 +24,7 @@
 #include "hub/listing.h"
 #include "plan/config.h"
 #include "plan/tensors.h"
+#include "weights/quantize.h"
 #include "weights/weights.h"
 
 typedef struct check {
@@ -35,7 +36,7 @@ typedef struct check {
     qie_hash_kind kind;
     char got_hash[QIE_HASH_HEX_MAX];
     int read_errno;
-    bool hashed;
+    bool hashed, made; /* made: by `quantize`, no hub has it */
 } check;
 
 typedef struct verify {
@@ -195,6 +196,34 @@ static void local_notes(verify *v, char commit[41]) {
     }
 }
 
+/* What `quantize` noted when it had made the folder: sizes and hashes of the files it wrote. */
+static bool expect_made(void *arg, const char *path, qie_json *file) {
+    verify *v = arg;
+    check *c = qie_hub_path_is_safe(path, strlen(path)) ? add(v, path) : NULL;
+    const char *hash = "";
+    int64_t bytes = -1;
+    if (!c || qie_json_get_int(file, "bytes", -1, -1, INT64_MAX, &bytes, NULL) != QIE_OK ||
+        qie_json_get_string(file, "sha256", "", &hash, NULL) != QIE_OK)
+        return true;
+    c->want_size = bytes;
+    c->made = true;
+    expect_hash(c, hash);
+    return true;
+}
+
+static void made_here(verify *v) {
+    char path[PATH_MAX];
+    qie_json *root = NULL;
+    snprintf(path, sizeof path, "%s/" QIE_QUANT_RECORD, v->o->dir);
+    if (qie_file_exists(path) && qie_json_parse_file(path, 1u << 20, &root, NULL) == QIE_OK) {
+        const qie_json *files = qie_json_member(root, "files"),
+                       *whole = qie_json_member(root, "complete");
+        if (qie_json_is_object(files) && qie_json_is_bool(whole) && qie_json_bool(whole))
+            qie_json_each(files, expect_made, v);
+    }
+    qie_json_free(root);
+}
+
 static qie_status expectations(verify *v, qie_error *err) {
     const char *dir = v->o->dir;
     char real[PATH_MAX], notes[PATH_MAX + 64], commit[41] = "", repo[128];
@@ -227,8 +256,10 @@ static qie_status expectations(verify *v, qie_error *err) {
     bool part = v->o->n_include || v->o->n_exclude;
     if (!listed && !part)
         add_found(v, "", 0);
-    if (!part)
+    if (!part) {
         qie_model_missing(dir, add_missing, v);
+        made_here(v);
+    }
     for (size_t i = 0; i < v->n; i++) {
         check *c = &v->checks[i];
         struct stat s;
@@ -304,25 +335,30 @@ static qie_status hash_all(verify *v, qie_error *err) {
     return QIE_OK;
 }
 
+/* Of files that no hub has. */
+static const char MAKE_AGAIN[] =
+    "remove the folder and convert the original model again (qwen-edit quantize)";
+
 static void report_files(verify *v) {
     if (v->n)
         qsort(v->checks, v->n, sizeof *v->checks, by_path);
     for (size_t i = 0; i < v->n; i++) {
         const check *c = &v->checks[i];
+        const char *mend = c->made ? MAKE_AGAIN : NULL;
         if (c->size < 0) {
             v->out->n_missing++;
-            problem(v, c->path, "missing", NULL, "is not there");
+            problem(v, c->path, "missing", mend, "is not there");
         } else if (c->want_size >= 0 && c->size != c->want_size) {
             v->out->n_damaged++;
-            problem(v, c->path, "size", NULL, "has %lld bytes instead of %lld", (long long)c->size,
+            problem(v, c->path, "size", mend, "has %lld bytes instead of %lld", (long long)c->size,
                     (long long)c->want_size);
         } else if (c->read_errno) {
             v->out->n_damaged++;
-            problem(v, c->path, "unreadable", NULL, "cannot be read: %s%s", strerror(c->read_errno),
+            problem(v, c->path, "unreadable", mend, "cannot be read: %s%s", strerror(c->read_errno),
                     c->read_errno == EIO ? " (the disk may be failing)" : "");
         } else if (c->hashed && strcmp(c->got_hash, c->want_hash)) {
             v->out->n_damaged++;
-            problem(v, c->path, "hash", NULL,
+            problem(v, c->path, "hash", mend,
                     "its content is damaged: %s %.16s... instead of %.16s...",
                     c->kind == QIE_HASH_SHA256 ? "sha256" : "git sha1", c->got_hash, c->want_hash);
         }
@@ -343,13 +379,24 @@ typedef struct tensors {
     size_t n_seen, cap;
 } tensors;
 
+/* Matrices may be of any type that the matrix operations read, all else are floats. */
+static qie_status need(const tensors *t, const qie_tensor_spec *spec, const qie_tensor **x,
+                       qie_error *err) {
+    int64_t k = 1;
+    for (int d = 1; d < spec->n_dims; d++)
+        k *= spec->shape[d];
+    if (spec->n_dims >= 2 && strcmp(t->component, "vae"))
+        return qie_weights_need_linear(t->w, spec->name, spec->shape[0], k, x, err);
+    return qie_weights_need(t->w, spec->name, spec->n_dims, spec->shape, x, err);
+}
+
 static bool one_tensor(void *arg, const qie_tensor_spec *spec) {
     tensors *t = arg;
     const qie_tensor *x = NULL;
     qie_error e = {0};
     if (spec->unused && !qie_weights_find(t->w, spec->name))
         return true;
-    if (qie_weights_need(t->w, spec->name, spec->n_dims, spec->shape, &x, &e) != QIE_OK) {
+    if (need(t, spec, &x, &e) != QIE_OK) {
         if (t->n_bad++ < 5)
             problem(t->v, t->component, "tensors",
                     "check that the folder holds files of one model only", "%s", e.message);
@@ -405,7 +452,11 @@ static void check_component(verify *v, qie_files *files, const qie_model_config 
     t.cap = qie_weights_count(t.w);
     t.seen = calloc(t.cap + 1, sizeof *t.seen);
     v->out->n_tensors += (int64_t)t.cap;
-    if (t.seen && c) {
+    int part = 0;
+    while (part < QIE_PART_COUNT && strcmp(name, qie_part_name((qie_part)part)))
+        part++;
+    /* What is all right needs no list; one that is not is made here, name by name. */
+    if (t.seen && c && qie_weights_check(t.w, (qie_part)part, c, NULL) != QIE_OK) {
         if (!strcmp(name, "transformer"))
             qie_tensors_transformer(&c->transformer, one_tensor, &t);
         else if (!strcmp(name, "vae"))
