@@ -4,6 +4,7 @@
 
 #define MR 14
 #include "compute/cpu/x86/f32_gemm.inc"
+#include "compute/cpu/x86/winograd.inc"
 
 const qie_gemm qie_f32_gemm_avx512 = {
     .mr = MR,
@@ -15,6 +16,9 @@ const qie_gemm qie_f32_gemm_avx512 = {
     .copy_a = f32_copy_a_avx512,
     .gather_a = f32_gather_a_avx512,
     .pack_v = f32_pack_v_avx512,
+    .winograd_in = f32_winograd_in_avx512,
+    .winograd_out = f32_winograd_out_avx512,
+    .winograd_weights = f32_winograd_weights_avx512,
     .dots = f32_dots_avx512,
     .softmax = f32_softmax_avx512,
 };
