@@ -186,7 +186,8 @@ static qie_status encode_prompt(edit *e, int pass, const float *features,
     if (!given) {
         QIE_TRY(qie_language_encode(e->m->text_encoder, &e->run, &e->p->sizes, p->ids, n,
                                     p->image_pad_id, features, e->p->sizes.n_vision_tokens,
-                                    e->p->options.positions, prefix, hidden, err));
+                                    e->p->options.positions, prefix,
+                                    e->run.observer ? 0 : (int64_t)p->n_drop, hidden, err));
         observe_rows(e, names[pass][0], hidden, n, width);
         memcpy(e->prompt_embeds[pass], hidden + (int64_t)p->n_drop * width,
                sizeof(float) * (size_t)(e->p->n_text[pass] * width));

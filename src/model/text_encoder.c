@@ -231,30 +231,35 @@ static void prefetch_layer(const qie_text_encoder *e, int i_layer) {
         qie_linear_prefetch(list[i]);
 }
 
-/* Rows [start, n) of b->x through one layer; keys and values of the rows before them come from the
- * prefix. */
+/* Rows [from, n) of b->x through one layer, and rows [start, from) into its keys and values; those
+ * of the rows before come from the prefix. */
 static void language_layer(const qie_text_config *t, const qie_run *run,
                            const qie_language_layer *l, int i_layer,
-                           const qie_language_prefix *prefix, int64_t start,
+                           const qie_language_prefix *prefix, int64_t start, int64_t from,
                            const language_buffers *all) {
     const qie_ops *ops = &run->compute->ops;
     float eps = (float)t->rms_norm_eps;
-    int64_t n = all->x.rows - start, half = t->head_dim / 2;
+    int64_t n = all->x.rows, half = t->head_dim / 2;
     language_buffers rest = *all, *b = &rest;
-    qie_mat *mats[] = {&b->x, &b->h, &b->q, &b->k, &b->v, &b->gate};
-    for (size_t i = 0; i < sizeof mats / sizeof *mats; i++)
-        *mats[i] = qie_mat_rows(*mats[i], start, n);
-    ops->rms_norm(run->compute, b->x, l->input_norm, eps, b->h);
+    qie_mat h = qie_mat_rows(all->h, start, n - start);
+    qie_mat *early[] = {&b->k, &b->v}, *late[] = {&b->x, &b->h, &b->q, &b->gate};
+    for (size_t i = 0; i < sizeof early / sizeof *early; i++)
+        *early[i] = qie_mat_rows(*early[i], start, n - start);
+    for (size_t i = 0; i < sizeof late / sizeof *late; i++)
+        *late[i] = qie_mat_rows(*late[i], from, n - from);
+    ops->rms_norm(run->compute, qie_mat_rows(all->x, start, n - start), l->input_norm, eps, h);
     qie_run_linear(run, b->h, &l->q, QIE_ACT_NONE, QIE_STORE_SET, b->q);
-    qie_run_linear(run, b->h, &l->k, QIE_ACT_NONE, QIE_STORE_SET, b->k);
-    qie_run_linear(run, b->h, &l->v, QIE_ACT_NONE, QIE_STORE_SET, b->v);
+    qie_run_linear(run, h, &l->k, QIE_ACT_NONE, QIE_STORE_SET, b->k);
+    qie_run_linear(run, h, &l->v, QIE_ACT_NONE, QIE_STORE_SET, b->v);
     qie_qk_norm_rope_args r = {.x = b->q,
                                .n_heads = t->num_attention_heads,
                                .head_dim = t->head_dim,
-                               .cos = b->cos + start * half,
-                               .sin = b->sin + start * half};
+                               .cos = b->cos + from * half,
+                               .sin = b->sin + from * half};
     ops->qk_norm_rope(run->compute, &r);
     r.x = b->k;
+    r.cos = b->cos + start * half;
+    r.sin = b->sin + start * half;
     r.n_heads = t->num_key_value_heads;
     ops->qk_norm_rope(run->compute, &r);
     if (prefix && prefix->n)
@@ -316,9 +321,11 @@ static qie_status fill_tables(const qie_text_encoder *e, const qie_run *run,
 qie_status qie_language_encode(qie_text_encoder *e, const qie_run *run, const qie_size_plan *sizes,
                                const int32_t *ids, int64_t n_ids, int32_t image_pad_id,
                                const float *features, int64_t n_features, qie_positions positions,
-                               qie_language_prefix *prefix, float *hidden_last, qie_error *err) {
+                               qie_language_prefix *prefix, int64_t n_drop, float *hidden_last,
+                               qie_error *err) {
     const qie_text_config *t = &e->t;
     int64_t n_pads = 0, start = prefix && prefix->filled ? prefix->n : 0;
+    int64_t asked = start > n_drop ? start : n_drop; /* first row that the last layer finishes */
     for (int64_t i = 0; i < n_ids; i++) {
         QIE_FAIL_IF(ids[i] < 0 || ids[i] >= t->vocab_size, QIE_E_CORRUPT, err, "tokenizer",
                     "the tokenizer gives id %d, the text encoder's vocabulary has %d entries",
@@ -343,18 +350,19 @@ qie_status qie_language_encode(qie_text_encoder *e, const qie_run *run, const qi
             prefetch_layer(e, i + 1);
         qie_run_group(run, &e->layers[i].group,
                       i + 1 < t->num_hidden_layers ? &e->layers[i + 1].group : NULL, 1, &live);
-        language_layer(t, run, &e->layers[i], i, prefix, start, &b);
+        language_layer(t, run, &e->layers[i], i, prefix, start,
+                       i + 1 < t->num_hidden_layers ? start : asked, &b);
     }
     if (prefix)
         prefix->filled = true;
     qie_run_group(run, &e->fixed, NULL, 1, &live);
-    float *to = hidden_last + start * t->hidden_size;
-    size_t bytes = row * (size_t)(n_ids - start);
+    float *to = hidden_last + asked * t->hidden_size;
+    size_t bytes = row * (size_t)(n_ids - asked);
     void *out;
     QIE_TRY(qie_run_result(run, to, bytes, &out, err));
-    run->compute->ops.rms_norm(run->compute, qie_mat_rows(b.x, start, n_ids - start), e->norm,
+    run->compute->ops.rms_norm(run->compute, qie_mat_rows(b.x, asked, n_ids - asked), e->norm,
                                (float)t->rms_norm_eps,
-                               qie_mat_make(out, QIE_F32, n_ids - start, t->hidden_size));
+                               qie_mat_make(out, QIE_F32, n_ids - asked, t->hidden_size));
     QIE_TRY(qie_run_fetch(run, to, out, bytes, err));
     qie_run_release(run, mark);
     return QIE_OK;

@@ -44,11 +44,13 @@ size_t qie_language_prefix_bytes(const qie_text_config *t, int64_t n, qie_dtype 
  * [n_ids, hidden] F32 after the final norm. The number of image_pad_id among ids must be n_features
  * (checked: QIE_E_INTERNAL). prefix (may be NULL): when filled, the first prefix->n rows of
  * hidden_last must hold those of the encode that filled it, with the same leading ids, and are left
- * as they are. */
+ * as they are. n_drop < n_ids: so many rows at the start are not asked for; hidden_last's are
+ * undefined. */
 qie_status qie_language_encode(qie_text_encoder *e, const qie_run *run, const qie_size_plan *sizes,
                                const int32_t *ids, int64_t n_ids, int32_t image_pad_id,
                                const float *features, int64_t n_features, qie_positions positions,
-                               qie_language_prefix *prefix, float *hidden_last, qie_error *err);
+                               qie_language_prefix *prefix, int64_t n_drop, float *hidden_last,
+                               qie_error *err);
 
 /* Order in which the vision tower works: for each group of merge x merge patches in the tower, its
  * merged cell in raster order (window_index), and the window boundaries in patches. index has

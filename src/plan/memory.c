@@ -196,12 +196,13 @@ static void count_flops(const qie_memory_request *r, qie_memory_plan *out) {
     for (int p = 0; p < r->n_passes; p++) {
         double n = n_image + (double)r->n_text[p],
                m = (double)(r->n_ids[p] - (p ? r->n_prefix : 0));
+        double asked = (double)r->n_text[p] < m ? (double)r->n_text[p] : m; /* of the last layer */
         out->flops_step += c->num_layers * (24 * d * d * n + 4 * d * n * n);
         /* as if each row met every pair: it meets those of its own stream, half of them */
         out->flops_step += r->lora_flops / 2 * n;
-        out->flops_text +=
-            t->num_hidden_layers *
-            (2 * m * h * (2 * h + 2 * kv + 3.0 * t->intermediate_size) + 2 * h * m * m);
+        double rows = (t->num_hidden_layers - 1) * m + asked;
+        out->flops_text += 2 * rows * h * (2 * h + 3.0 * t->intermediate_size) + 2 * h * rows * m +
+                           4 * t->num_hidden_layers * m * h * kv;
     }
     double np = (double)r->sizes->n_patches, vh = v->hidden_size;
     out->flops_text += v->depth * 2 * np * vh * (4 * vh + 3.0 * v->intermediate_size);
