@@ -27,7 +27,6 @@ struct qie_adapters {
     bool zero_cond_t, no_memory;
     kept kept[QIE_ADAPTERS_KEPT];
     uint64_t n_selections, n_opened;
-    uint64_t active_ids[QIE_MAX_LORAS];
     qie_lowrank *terms; /* of all layers in force, those of a layer side by side */
     qie_adapters_active active;
 };
@@ -232,7 +231,7 @@ static void describe(qie_adapters *a, kept *const *files, const qie_lora_use *us
         snprintf(v->loras[i].name, sizeof v->loras[i].name, "%s",
                  uses[i].name ? uses[i].name : l->name);
         v->loras[i].weight = uses[i].weight;
-        a->active_ids[i] = files[i]->id;
+        v->loras[i].id = files[i]->id;
         v->loras[i].n_modules = (int)l->n_modules;
         v->loras[i].max_rank = l->max_rank;
         bool from_metadata;
@@ -255,7 +254,8 @@ static bool unchanged(const qie_adapters *a, kept *const *files, const qie_lora_
                       size_t n) {
     bool same = n == a->active.n;
     for (size_t i = 0; i < n && same; i++)
-        same = files[i]->id == a->active_ids[i] && uses[i].weight == a->active.loras[i].weight &&
+        same = files[i]->id == a->active.loras[i].id &&
+               uses[i].weight == a->active.loras[i].weight &&
                !strncmp(uses[i].name ? uses[i].name : files[i]->lora->name, a->active.loras[i].name,
                         sizeof a->active.loras[i].name - 1);
     return same;

@@ -26,6 +26,7 @@ typedef struct qie_adapters_active {
     struct {
         char name[QIE_LORA_NAME];
         double weight;
+        uint64_t id; /* of the opened file, unique in these adapters */
         int n_modules;
         int64_t max_rank;
     } loras[QIE_MAX_LORAS];

@@ -56,5 +56,7 @@ const qie_model_config *qie_engine_config(const struct qie_engine *engine);
  * runs. */
 qie_status qie_engine_tokenizer_file(const struct qie_engine *engine, const char *name,
                                      const unsigned char **data, size_t *n, qie_error *err);
+/* What it keeps of earlier prompts. */
+qie_prompt_cache_stats qie_engine_prompt_cache(const struct qie_engine *engine);
 
 #endif

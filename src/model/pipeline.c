@@ -204,33 +204,113 @@ static qie_status alloc(const qie_run *run, int64_t n, float **out, qie_error *e
     return QIE_OK;
 }
 
-static qie_status text_stage(edit *e, qie_error *err) {
-    const qie_vision_config *v = &e->m->config.vision;
+/* Keys of what the text stage computes: vision features, and the conditioning of each pass. A
+ * second pass may start behind what it has in common with the first, so both prompts belong to its
+ * key. */
+typedef struct text_keys {
+    bool on;
+    qie_prompt_key features, embeds[2];
+} text_keys;
+
+static qie_status make_keys(const edit *e, const float *patches, size_t patch_bytes, text_keys *out,
+                            qie_error *err) {
     const qie_size_plan *s = &e->p->sizes;
-    int64_t patch = 3ll * v->temporal_patch_size * v->patch_size * v->patch_size;
-    qie_run_mark mark = qie_run_mark_get(&e->run);
+    const qie_adapters_active *a = qie_adapters_get(e->m->adapters);
+    int32_t head[3 + 2 * QIE_MAX_PICTURES] = {(int32_t)e->run.act, (int32_t)e->p->options.positions,
+                                              e->p->n_passes};
+    double loras[2 * QIE_MAX_LORAS + 1];
+    out->on = e->run.prompt_cache && !e->run.observer && !e->p->options.n_injections;
+    if (!out->on)
+        return QIE_OK;
+    for (int i = 0; i < s->n_images; i++) {
+        head[3 + 2 * i] = s->images[i].grid_px.h;
+        head[4 + 2 * i] = s->images[i].grid_px.w;
+    }
+    for (size_t i = 0; i < a->n; i++) {
+        loras[2 * i] = (double)a->loras[i].id;
+        loras[2 * i + 1] = a->loras[i].weight;
+    }
+    const qie_prompt_part from[] = {{head, sizeof *head * (size_t)(3 + 2 * s->n_images)},
+                                    {loras, 2 * a->n * sizeof *loras},
+                                    {patches, patch_bytes}};
+    QIE_TRY(qie_prompt_key_make(from, 3, &out->features, err));
+    for (int i = 0; i < e->p->n_passes; i++) {
+        qie_prompt_part parts[4] = {{out->features.hex, sizeof out->features.hex}, {&i, sizeof i}};
+        for (int k = 0; k < e->p->n_passes; k++)
+            parts[2 + k] =
+                (qie_prompt_part){e->p->prompts[k].ids, e->p->prompts[k].n_ids * sizeof(int32_t)};
+        QIE_TRY(qie_prompt_key_make(parts, 2 + (size_t)e->p->n_passes, &out->embeds[i], err));
+    }
+    return QIE_OK;
+}
+
+/* Conditioning of all passes to or from the cache. */
+static bool embeds_kept(const edit *e, const text_keys *keys) {
+    bool all = keys->on;
+    for (int i = 0; i < e->p->n_passes && all; i++)
+        all = qie_prompt_cache_get(e->run.prompt_cache, &keys->embeds[i], e->prompt_embeds[i],
+                                   (size_t)(e->p->n_text[i] * e->m->config.text.hidden_size));
+    return all;
+}
+static void keep_embeds(const edit *e, const text_keys *keys) {
+    for (int i = 0; i < e->p->n_passes && keys->on; i++)
+        qie_prompt_cache_put(e->run.prompt_cache, &keys->embeds[i], e->prompt_embeds[i],
+                             (size_t)(e->p->n_text[i] * e->m->config.text.hidden_size));
+}
+
+static qie_status see_pictures(edit *e, const text_keys *keys, const float *patches,
+                               float *features, qie_error *err) {
+    const qie_size_plan *s = &e->p->sizes;
+    size_t n = (size_t)(s->n_vision_tokens * e->m->config.vision.out_hidden_size);
+    if (keys->on && qie_prompt_cache_get(e->run.prompt_cache, &keys->features, features, n))
+        return QIE_OK;
+    QIE_TRY(qie_vision_encode(e->m->text_encoder, &e->run, s, patches, features, err));
+    if (keys->on)
+        qie_prompt_cache_put(e->run.prompt_cache, &keys->features, features, n);
+    int64_t shape[2] = {s->n_vision_tokens, e->m->config.vision.out_hidden_size};
+    qie_observe_f32(e->run.observer, "vision_features", features, 2, shape);
+    return QIE_OK;
+}
+
+/* Both towers, for all passes. */
+static qie_status encode_prompts(edit *e, const text_keys *keys, const float *patches,
+                                 qie_error *err) {
     size_t most = 0;
     for (int i = 0; i < e->p->n_passes; i++)
         most = e->p->prompts[i].n_ids > most ? e->p->prompts[i].n_ids : most;
-    float *patches, *features, *hidden;
+    float *features, *hidden;
     qie_language_prefix prefix = {.n = e->p->request.n_prefix, .act = e->run.act};
-    QIE_TRY(alloc(&e->run, s->n_patches * patch, &patches, err));
-    QIE_TRY(alloc(&e->run, s->n_vision_tokens * v->out_hidden_size, &features, err));
+    QIE_TRY(alloc(&e->run, e->p->sizes.n_vision_tokens * e->m->config.vision.out_hidden_size,
+                  &features, err));
     QIE_TRY(alloc(&e->run, (int64_t)most * e->m->config.text.hidden_size, &hidden, err));
     if (prefix.n)
         QIE_TRY(qie_run_alloc(&e->run,
                               qie_language_prefix_bytes(&e->m->config.text, prefix.n, prefix.act),
                               &prefix.data, err));
+    QIE_TRY(see_pictures(e, keys, patches, features, err));
+    for (int i = 0; i < e->p->n_passes; i++) {
+        tell(e, "encode_text", 1 + i, 1 + e->p->n_passes, NULL);
+        QIE_TRY(encode_prompt(e, i, features, &prefix, hidden, err));
+    }
+    return QIE_OK;
+}
+
+static qie_status text_stage(edit *e, qie_error *err) {
+    const qie_vision_config *v = &e->m->config.vision;
+    const qie_size_plan *s = &e->p->sizes;
+    int64_t patch = 3ll * v->temporal_patch_size * v->patch_size * v->patch_size;
+    qie_run_mark mark = qie_run_mark_get(&e->run);
+    float *patches;
+    text_keys keys;
+    QIE_TRY(alloc(&e->run, s->n_patches * patch, &patches, err));
     tell(e, "encode_text", 0, 1 + e->p->n_passes, NULL);
     QIE_TRY(fill_patches(e, patches, err));
     int64_t shape[2] = {s->n_patches, patch};
     qie_observe_f32(e->run.observer, "pixel_values", patches, 2, shape);
-    QIE_TRY(qie_vision_encode(e->m->text_encoder, &e->run, s, patches, features, err));
-    int64_t fshape[2] = {s->n_vision_tokens, v->out_hidden_size};
-    qie_observe_f32(e->run.observer, "vision_features", features, 2, fshape);
-    for (int i = 0; i < e->p->n_passes; i++) {
-        tell(e, "encode_text", 1 + i, 1 + e->p->n_passes, NULL);
-        QIE_TRY(encode_prompt(e, i, features, &prefix, hidden, err));
+    QIE_TRY(make_keys(e, patches, sizeof *patches * (size_t)(s->n_patches * patch), &keys, err));
+    if (!embeds_kept(e, &keys)) {
+        QIE_TRY(encode_prompts(e, &keys, patches, err));
+        keep_embeds(e, &keys);
     }
     tell(e, "encode_text", 1 + e->p->n_passes, 1 + e->p->n_passes, NULL);
     qie_run_release(&e->run, mark);

@@ -8,17 +8,19 @@
 #include "base/arena.h"
 #include "compute/backend.h"
 #include "compute/observe.h"
+#include "model/prompt_cache.h"
 #include "weights/weights.h"
 
 typedef struct qie_run {
     qie_compute *compute;
-    qie_arena *arena;         /* host memory */
-    qie_arena *device;        /* memory that operations work on: on the CPU the same arena */
-    qie_dtype act;            /* dtype of activations that feed matrix products */
-    bool int8;                /* layers that bear it multiply in 8-bit integers */
-    const atomic_int *cancel; /* not zero: stop */
-    qie_observer *observer;   /* NULL: no dump */
-    float *lowrank_room;      /* for LoRAs: rows x sum of ranks of any layer, planned */
+    qie_arena *arena;               /* host memory */
+    qie_arena *device;              /* memory that operations work on: on the CPU the same arena */
+    qie_dtype act;                  /* dtype of activations that feed matrix products */
+    bool int8;                      /* layers that bear it multiply in 8-bit integers */
+    const atomic_int *cancel;       /* not zero: stop */
+    qie_observer *observer;         /* NULL: no dump */
+    qie_prompt_cache *prompt_cache; /* NULL: every prompt is encoded */
+    float *lowrank_room;            /* for LoRAs: rows x sum of ranks of any layer, planned */
     /* Called at least once per block, layer and VAE level (liveness, progress inside a stage). */
     void (*beat)(void *arg);
     void *beat_arg;

@@ -143,6 +143,76 @@ QTEST(test_engine_int8_is_close_to_f32_on_the_demo) {
     qie_image_destroy(img);
 }
 
+static qie_image *edit_once(qie_engine *g, const qie_edit_options *o) {
+    qie_error e = {0};
+    qie_edit_result r;
+    qie_image *made = NULL;
+    if (qie_engine_edit(g, o, &r, &e) == QIE_OK) {
+        made = r.images[0];
+        r.images[0] = NULL;
+    } else
+        printf("  %s\n", e.message);
+    qie_edit_result_release(&r);
+    return made;
+}
+
+/* The same prompt with the same pictures is not encoded again and gives the same bytes, also as an
+ * engine that never saw it before; another prompt, negative prompt or picture is. */
+QTEST(test_engine_keeps_encoded_prompts) {
+    static const struct {
+        const char *prompt, *negative;
+        int picture; /* the second one */
+        size_t hits, misses;
+    } cases[] = {
+        {"make the sky red", " ", 1, 0, 2},       /* features and the first conditioning */
+        {"make the sky red", " ", 1, 2, 0},       /* both conditionings */
+        {"make the sky blue", " ", 1, 1, 1},      /* features */
+        {"make the sky red", "blurred", 1, 1, 1}, /* features */
+        {"make the sky red", " ", 2, 0, 2},       /* nothing */
+        {"make the sky red", " ", 1, 2, 0},
+        {"x", "x", 1, 1, 1}, /* few rows of their own */
+        {"x", "x", 1, 2, 0},
+    };
+    for (int bf16 = 0; bf16 < 2; bf16++) {
+        qie_precision precision = bf16 ? QIE_PRECISION_BF16 : QIE_PRECISION_F32;
+        qie_engine *g = open_engine(precision, 2, 0);
+        ASSERT(g);
+        qie_image *img[3] = {drawing(90, 70, 1), drawing(64, 100, 2), drawing(64, 100, 3)};
+        for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+            const qie_image *pictures[2] = {img[0], img[cases[i].picture]};
+            qie_edit_options o = small_edit(pictures, 2);
+            o.prompt = cases[i].prompt;
+            o.negative_prompt = cases[i].negative;
+            o.true_cfg_scale = 3;
+            o.num_inference_steps = 1;
+            qie_prompt_cache_stats before = qie_engine_prompt_cache(g);
+            qie_image *made = edit_once(g, &o);
+            qie_prompt_cache_stats after = qie_engine_prompt_cache(g);
+            ASSERT_INT((int)(after.hits - before.hits), (int)cases[i].hits);
+            ASSERT_INT((int)(after.misses - before.misses), (int)cases[i].misses);
+            qie_engine *fresh = open_engine(precision, 1, 0);
+            qie_image *want = edit_once(fresh, &o);
+            ASSERT(made && want && same(want, made));
+            qie_image_destroy(made);
+            qie_image_destroy(want);
+            qie_engine_close(fresh);
+        }
+        const qie_image *pictures[2] = {img[0], img[1]}; /* as before, but for a LoRA */
+        qie_edit_options o = small_edit(pictures, 2);
+        const qie_lora_use lora = {.path = QIE_SOURCE_DIR "/tests/golden/lora/peft.safetensors",
+                                   .weight = 1};
+        o.prompt = cases[0].prompt;
+        o.loras = &lora;
+        o.n_loras = 1;
+        size_t hits = qie_engine_prompt_cache(g).hits;
+        qie_image_destroy(edit_once(g, &o));
+        ASSERT_INT((int)(qie_engine_prompt_cache(g).hits - hits), 0);
+        qie_engine_close(g);
+        for (int i = 0; i < 3; i++)
+            qie_image_destroy(img[i]);
+    }
+}
+
 /* All levels agree in f32 up to the order of sums. */
 QTEST(test_engine_levels_agree_in_f32) {
     qie_image *img = drawing(90, 70, 1), *first = NULL;
