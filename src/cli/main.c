@@ -20,7 +20,8 @@ static const char *next_command(void *state) {
 
 /* libgomp reads its settings before main runs, so the only way to give it ours is to start again.
  * Idle threads that spin would take whole cores from other programs; OMP_WAIT_POLICY in the
- * environment also ends the loop. */
+ * environment also ends the loop. Not for pull: its threads sleep of themselves, and to load the
+ * program's libraries again takes as long as it takes to fetch ten MB. */
 static void restart_with_passive_threads(char **argv) {
     char self[PATH_MAX];
     if (getenv("OMP_WAIT_POLICY") || getenv("GOMP_SPINCOUNT"))
@@ -103,7 +104,7 @@ int main(int argc, char **argv) {
     const cli_command *command = cli_command_find(word);
     if (!command)
         return unknown_word(word);
-    if (command->bit & (CMD_EVENTS | CMD_WORKER))
+    if (command->bit & ((CMD_EVENTS & ~CMD_PULL) | CMD_WORKER))
         restart_with_passive_threads(argv);
     cli_values values = {0};
     qie_error error = {0};
