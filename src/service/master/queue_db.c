@@ -376,7 +376,7 @@ static qie_status connect_to(const char *path, sqlite3 **out, qie_error *err) {
                 QIE_E_IO, err, "state-dir", "cannot open '%s': %s", path, sqlite3_errmsg(*out));
     sqlite3_busy_timeout(*out, 5000);
     /* Enough for the pages of a busy queue, and full within minutes: no slow growth. */
-    return sql_run(*out, "PRAGMA cache_size=-512", err);
+    return sql_run(*out, "PRAGMA cache_size=-128", err);
 }
 
 static const char *const SCHEMA =
@@ -558,7 +558,7 @@ qie_status svc_db_open(const char *path, svc_store *store, svc_done *done, svc_d
         st = sql_fail(db->reader, "cannot open it for reading", err);
     if (st == QIE_OK) {
         sqlite3_busy_timeout(db->reader, 1000);
-        sqlite3_exec(db->reader, "PRAGMA cache_size=-512", NULL, NULL, NULL);
+        sqlite3_exec(db->reader, "PRAGMA cache_size=-128", NULL, NULL, NULL);
         if (!db->note[0]) /* pictures of lost rows stay for whoever looks at the damaged file */
             svc_store_sweep(store, is_referred, db);
         sigfillset(&all);
