@@ -74,13 +74,30 @@ static qie_json *settings(const cli_values *v, const qie_hub_settings *hub, cons
     return list;
 }
 
-static bool print_setting_row(qie_json *o) {
+/* Words of ours in the list, in Chinese; names and values stay as they are. */
+static const char *in_chinese(const char *text) {
+    static const char *const words[][2] = {{"default", "默认"},
+                                           {"config file", "配置文件"},
+                                           {"environment", "环境变量"},
+                                           {"flag", "命令行"},
+                                           {"none", "无"},
+                                           {"set", "已设置"},
+                                           {"(not named)", "（未指定）"}};
+    for (size_t i = 0; i < sizeof words / sizeof *words; i++)
+        if (!strcmp(text, words[i][0]))
+            return words[i][1];
+    return text;
+}
+
+static void print_setting_row(const qie_json *o, bool zh) {
     const char *name = NULL, *value = NULL, *origin = NULL;
     qie_json_get_string(o, "name", "", &name, NULL);
     qie_json_get_string(o, "value", "", &value, NULL);
     qie_json_get_string(o, "origin", "", &origin, NULL);
-    printf("          %-26s %s  (%s)\n", name, value, origin);
-    return true;
+    if (zh)
+        printf("          %-26s %s（%s）\n", name, in_chinese(value), in_chinese(origin));
+    else
+        printf("          %-26s %s  (%s)\n", name, value, origin);
 }
 
 /* ------------------------------------------------------------------ output */
@@ -97,7 +114,7 @@ static void print_text(const qie_doctor_report *r, const qie_json *list, bool zh
     }
     printf(zh ? "设置\n" : "settings\n");
     for (size_t i = 0; i < qie_json_size(list); i++)
-        print_setting_row(qie_json_at(list, i));
+        print_setting_row(qie_json_at(list, i), zh);
     printf(zh ? "\n下一步：%s\n" : "\nnext: %s\n", r->next);
 }
 

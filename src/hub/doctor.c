@@ -263,9 +263,9 @@ static void check_model(qie_doctor *d) {
             char repo[128];
             bool cached = qie_cache_repo_of(o->model_dir, repo, sizeof repo);
             c = qie_doctor_say(d, "model", QIE_DOCTOR_FAIL,
-                               zh ? "模型 %s 不完整，缺 %zu 个文件（%s）"
-                                  : "the model in %s is not complete: %zu file(s) missing (%s)",
-                               o->model_dir, missing, names);
+                               zh ? "模型 %s 不完整，缺 %zu 个文件%.0s（%s）"
+                                  : "the model in %s is not complete: %zu file%s missing (%s)",
+                               o->model_dir, missing, missing == 1 ? "" : "s", names);
             if (cached)
                 qie_doctor_mend(c, "qwen-edit pull %s", repo);
             else

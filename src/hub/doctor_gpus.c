@@ -31,10 +31,10 @@ static void check_driver(qie_doctor *d) {
             return;
         }
         qie_doctor_say(d, "driver", QIE_DOCTOR_OK,
-                       zh ? "NVIDIA 驱动 %s，CUDA %d.%d，%d 张 GPU"
-                          : "NVIDIA driver %s, CUDA %d.%d, %d GPU(s)",
+                       zh ? "NVIDIA 驱动 %s，CUDA %d.%d，%d 张 GPU%.0s"
+                          : "NVIDIA driver %s, CUDA %d.%d, %d GPU%s",
                        g->driver[0] ? g->driver : "?", g->cuda_version / 1000,
-                       g->cuda_version % 1000 / 10, g->n);
+                       g->cuda_version % 1000 / 10, g->n, g->n == 1 ? "" : "s");
         return;
     case QIE_GPUS_NO_DRIVER:
         qie_doctor_say(d, "driver", QIE_DOCTOR_INFO,
@@ -105,9 +105,9 @@ static void check_process(qie_doctor *d, const qie_gpu *g, bool visible, const q
     char who[400], where[160] = "", held[48];
     qie_process_read(d->o->root, p->pid, &i);
     if (p->used_bytes >= 0)
-        snprintf(held, sizeof held, "%.1f GiB", gib(p->used_bytes));
+        snprintf(held, sizeof held, zh ? " %.1f GiB 显存" : "%.1f GiB", gib(p->used_bytes));
     else
-        snprintf(held, sizeof held, "%s", zh ? "未知大小的显存" : "an unknown part");
+        snprintf(held, sizeof held, "%s", zh ? "一部分显存（大小未知）" : "an unknown part");
     if (!i.found)
         snprintf(who, sizeof who,
                  zh ? "一个此处看不见的进程（pid %u，属于宿主机或其他容器）"
@@ -131,7 +131,7 @@ static void check_process(qie_doctor *d, const qie_gpu *g, bool visible, const q
     }
     qie_doctor_check *c = qie_doctor_say(
         d, "process", p->graphics ? QIE_DOCTOR_INFO : QIE_DOCTOR_WARN,
-        zh ? "%s 占用 GPU %d 的 %s%s%.200s" : "%1$s holds %3$s of GPU %2$d%4$s%5$.200s", who,
+        zh ? "%s占用 GPU %d 的%s%s%.200s" : "%1$s holds %3$s of GPU %2$d%4$s%5$.200s", who,
         g->index, held, i.command[0] ? (zh ? "：" : ": ") : "", i.command);
     char stop[200] = "";
     if (!i.found)
@@ -151,8 +151,8 @@ static void check_process(qie_doctor *d, const qie_gpu *g, bool visible, const q
     int64_t weight = p->used_bytes >= 0 ? p->used_bytes : 1;
     if (visible && !p->graphics && weight > d->culprit_bytes) {
         d->culprit_bytes = weight;
-        snprintf(d->culprit, sizeof d->culprit, zh ? "%.200s 占用的 GPU %d" : "%.200s on GPU %d",
-                 who, g->index);
+        snprintf(d->culprit, sizeof d->culprit,
+                 zh ? "占用 GPU %2$d 的 %1$.200s" : "%.200s on GPU %d", who, g->index);
         snprintf(d->stop_it, sizeof d->stop_it, "%s", stop);
     }
     qie_json *o = qie_json_new_object();
@@ -224,13 +224,15 @@ static void check_gpu(qie_doctor *d, int i, qie_json *list) {
                               : "look at the permissions in ls -l /dev/nvidia*");
     }
     int64_t told = 0;
+    bool all_told = true; /* else what is missing may be theirs */
     for (int k = 0; k < g->n_processes; k++) {
         check_process(d, g, visible, &g->processes[k], processes);
         told += g->processes[k].used_bytes > 0 ? g->processes[k].used_bytes : 0;
+        all_told = all_told && g->processes[k].used_bytes >= 0;
     }
     /* What a context of the driver itself takes is below one GiB. */
     int64_t untold = g->used - told;
-    if (g->total >= 0 && untold > (int64_t)1 << 30) {
+    if (g->total >= 0 && all_told && untold > (int64_t)1 << 30) {
         qie_doctor_check *c = qie_doctor_say(
             d, "process", QIE_DOCTOR_WARN,
             zh ? "GPU %d 上有 %.1f GiB "

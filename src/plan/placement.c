@@ -235,7 +235,6 @@ void qie_placement_words(const qie_placement *p, bool zh, char *out, size_t cap)
                       "%.1f GiB 后最多只有 "
                       "%.1f GiB"
                     : "no GPU has room for the model: %.1f GiB to hold it, %.1f GiB to stream it; "
-                      "after %.1f GiB of "
-                      "head-room the most there is is %.1f GiB",
+                      "after %.1f GiB of head-room at most %.1f GiB are free",
                  need, least, head, most);
 }

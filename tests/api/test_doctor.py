@@ -142,6 +142,7 @@ def test_mig_only_instances_count(folder):
 def test_unknown_process_is_told_as_such(folder):
     j, text = doctor(folder, gpu(0, 80, 78) + "proc 0 31337 -1 0\n", rc=7)
     check("not visible from here (pid 31337" in text and "nvidia-smi on the host" in text, text)
+    check("does not name" not in text, "the same memory is told twice:", text)
 
 
 def test_memory_held_by_nobody_listed(folder):
@@ -232,7 +233,7 @@ def test_chinese(folder):
     def setup(root):
         process(root, 4711, "VLLM::Worker", ["vllm"], 0, CONTAINER, v1=True)
     j, text = doctor(folder, gpu(5, 80, 75) + "proc 0 4711 %d 0\n" % (21 * G), lang="zh_CN.UTF-8", setup=setup, rc=7)
-    check("vLLM 进程（pid 4711，容器 3f2a9b1c3f2a…，用户 root） 占用 GPU 0 的 21.0 GiB" in text, text)
+    check("vLLM 进程（pid 4711，容器 3f2a9b1c3f2a…，用户 root）占用 GPU 0 的 21.0 GiB 显存" in text, text)
     check("没有一张 GPU 放得下" in text and "下一步：停止" in text, text)
 
 
