@@ -1,6 +1,6 @@
 /* linear in 8-bit integers: every level gives the bits of plain C, whatever the number of threads.
  */
-#include "op_test.h"
+#include "random_blocks.h"
 
 typedef struct int8_case {
     int64_t m, n, k, ldx, ldd;
@@ -11,7 +11,10 @@ typedef struct int8_case {
 
 static const qie_dtype WEIGHTS[] = {QIE_F32, QIE_BF16, QIE_F16, QIE_I8};
 
-static op_buf weights(qie_dtype t, size_t n, bool edge) {
+static op_buf weights(qie_dtype t, int64_t rows, int64_t k, bool edge) {
+    size_t n = (size_t)(rows * k);
+    if (t > QIE_I8)
+        return random_weights(t, rows, k, edge);
     if (t != QIE_I8)
         return op_random(t, n, 0.7f, edge);
     op_buf b = op_alloc(n, edge);
@@ -35,7 +38,7 @@ static void run_case(const int8_case *p) {
     size_t nx = (size_t)((p->m - 1) * p->ldx + p->k), nd = (size_t)((p->m - 1) * p->ldd + p->n);
     for (int edge = 0; edge < 2; edge++) {
         op_buf x = op_random(p->x, nx, p->x_scale, edge);
-        op_buf w = weights(p->w, (size_t)(p->n * p->k), edge);
+        op_buf w = weights(p->w, p->n, p->k, edge);
         op_buf scale = op_random(QIE_F32, (size_t)p->n, 0.1f, edge);
         op_buf bias = op_random(QIE_BF16, (size_t)p->n, 1, edge);
         op_buf gate = op_random(QIE_F32, (size_t)p->n, 1, edge);
@@ -49,7 +52,7 @@ static void run_case(const int8_case *p) {
                              .int8 = true};
         if (p->bias)
             a.bias = (qie_vec){bias.data, QIE_BF16, p->n};
-        if (p->w == QIE_I8) {
+        if (p->w == QIE_I8 || p->w == QIE_F8_E4M3 || p->w == QIE_F8_E5M2) {
             a.w.scale = (const float *)(const void *)scale.data;
             a.w.n_scale = edge ? 1 : p->n;
         }
@@ -100,6 +103,16 @@ QTEST(test_int8_blocks_of_k_equal_plain_c) {
     for (size_t i = 0; i < sizeof k / sizeof *k && !qtest_failed; i++)
         run_case(&(int8_case){17, 35, k[i], k[i], 35, ACTS[i & 1], WEIGHTS[i & 3], QIE_F32, 1,
                               false, false});
+}
+
+/* 8-bit floats and blocks of GGUF, rows of more than one block of k. */
+QTEST(test_int8_quantised_weights_equal_plain_c) {
+    for (int t = QIE_F8_E4M3; t < QIE_DTYPE_COUNT && !qtest_failed; t++) {
+        int block = qie_dtype_block_elements((qie_dtype)t);
+        int64_t k = block == 1 ? 1031 : block == 32 ? 1056 : 1280;
+        run_case(&(int8_case){37, 70, k, k, 70, ACTS[t & 1], (qie_dtype)t, ACTS[t / 2 & 1], 1, true,
+                              t % 3 == 0});
+    }
 }
 
 QTEST(test_int8_odd_shapes_equal_plain_c) {
