@@ -2,7 +2,7 @@
  * same run.
  *
  *   qie-op-bench [--threads N] [--repeats N] [--level LEVEL] [--dtype f32|bf16] [--int8]
- *                [--backend NAME] [--no-roof] [--json FILE] [--cpu-time] SHAPES...
+ *                [--weights TYPE] [--backend NAME] [--no-roof] [--json FILE] [--cpu-time] SHAPES...
  *
  * Roof: for linear and conv2d oneDNN's own time with weights in its preferred layout; for attention
  * the GFLOP/s of a oneDNN matmul 1024 x 1024 x 1024 of the same type. Times are the fastest and the
@@ -19,7 +19,7 @@
 
 typedef struct options {
     int threads, repeats;
-    qie_dtype dtype;
+    qie_dtype dtype, weights; /* weights: of linear layers; QIE_DTYPE_COUNT: as dtype */
     const char *backend;
     bool roof, int8;
     FILE *json;
@@ -62,6 +62,7 @@ static int values_of(const char *op) {
 
 static int run_line(const options *o, qie_compute *c, const char *line) {
     qie_op_shape s = {.op = "", .act = o->dtype, .weight = o->dtype, .int8 = o->int8};
+    qie_dtype weights = o->weights;
     long long v[QIE_OP_DIMS] = {0};
     qie_op_bench_options bench = {o->repeats, o->roof, o->clock_s};
     qie_op_time t;
@@ -72,6 +73,8 @@ static int run_line(const options *o, qie_compute *c, const char *line) {
         return 0;
     for (int i = 0; i < n - 1; i++)
         s.dims[i] = v[i];
+    if (weights != QIE_DTYPE_COUNT && !strcmp(s.op, "linear"))
+        s.weight = weights;
     if (qie_op_bench(c, &s, &bench, &t, &e) != QIE_OK) {
         fprintf(stderr, "%s\n", e.message);
         return 1;
@@ -98,6 +101,7 @@ int main(int argc, char **argv) {
     options o = {.threads = qie_cpu_count(),
                  .repeats = 5,
                  .dtype = QIE_BF16,
+                 .weights = QIE_DTYPE_COUNT,
                  .backend = "cpu",
                  .roof = true,
                  .clock_s = qie_now_s};
@@ -123,6 +127,8 @@ int main(int argc, char **argv) {
             o.repeats = atoi(value);
         else if (!strcmp(argv[i], "--dtype"))
             o.dtype = !strcmp(value, "f32") ? QIE_F32 : QIE_BF16;
+        else if (!strcmp(argv[i], "--weights") && qie_dtype_from_name(value) >= 0)
+            o.weights = (qie_dtype)qie_dtype_from_name(value);
         else if (!strcmp(argv[i], "--backend"))
             o.backend = value;
         else if (!strcmp(argv[i], "--json"))
@@ -139,7 +145,7 @@ int main(int argc, char **argv) {
     }
     if (o.repeats < 1 || o.threads < 1 || i == argc) {
         fprintf(stderr, "usage: qie-op-bench [--threads N] [--repeats N] [--level L] [--dtype "
-                        "f32|bf16] [--int8] [--backend B] "
+                        "f32|bf16] [--weights TYPE] [--int8] [--backend B] "
                         "[--no-roof] [--json FILE] [--cpu-time] SHAPES...\n");
         return 2;
     }

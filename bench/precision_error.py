@@ -2,14 +2,15 @@
 """What a precision costs: the error of the velocity and of the picture against f32, beside what the measure sees.
 
   VENV/bin/python bench/precision_error.py --model DIR --image A.png --other-image B.png [--steps 1] [--width 256 --height 256]
-                  [--ref-area 65536] [--program build/qwen-edit] [--threads 2] [--work DIR]
+                  [--ref-area 65536] [--program build/qwen-edit] [--threads 2] [--work DIR] [--others DIR ...]
 
 VENV holds numpy, safetensors, Pillow (PyPI). Runs the program in f32, bf16 and int8 from the same noise and prints the
 normalised mean square error of the first step's velocity and the PSNR of the picture. A measure that cannot see is worth
 nothing: the same figures for another prompt, another picture, and for a model whose blocks add nothing (output projections
 zeroed in a copy of the transformer under --work, which is removed again) come first. Each precision is shown twice: the
 whole edit, and the transformer alone on the f32 run's conditioning and reference latents (a text encoder of random weights
-multiplies the rounding of its inputs by thousands: transformers' own bf16 does the same).
+multiplies the rounding of its inputs by thousands: transformers' own bf16 does the same). --others: conversions of the same
+model (`qwen-edit quantize`), each in bf16 and in int8.
 """
 import argparse, glob, json, os, shutil, struct, subprocess, tempfile
 
@@ -29,6 +30,7 @@ ap.add_argument("--ref-area", type=int)
 ap.add_argument("--threads", type=int, default=2)
 ap.add_argument("--program", default="build/qwen-edit")
 ap.add_argument("--work", default=None)
+ap.add_argument("--others", nargs="*", default=[])
 a = ap.parse_args()
 work = tempfile.mkdtemp(dir=a.work)
 
@@ -90,5 +92,9 @@ try:
     for precision in "bf16", "int8":
         line(precision + ", transformer alone", run(precision, inputs=inputs), exact)
         line(precision + ", whole edit", run(precision), exact)
+    for other in a.others:
+        for precision in "bf16", "int8":
+            name = os.path.basename(other.rstrip("/")) + " in " + precision
+            line(name + ", alone", run(precision, model=other, inputs=inputs), exact)
 finally:
     shutil.rmtree(work)

@@ -37,10 +37,24 @@ bool qie_op_equal(const qie_op_shape *a, const qie_op_shape *b) {
 
 /* ---- made-up operands */
 
+static bool floating(qie_dtype t) {
+    return t == QIE_F32 || t == QIE_BF16 || t == QIE_F16;
+}
+static bool quantised(qie_dtype t) {
+    return t == QIE_I8 || t == QIE_F8_E4M3 || t == QIE_F8_E5M2 || qie_dtype_block_elements(t) > 1;
+}
+
 static void *filled(int64_t n, qie_dtype t) {
-    size_t size = qie_dtype_size(t), bytes = (size_t)n * size;
+    size_t size = qie_dtype_size(t), bytes = qie_dtype_row_bytes(t, n);
     unsigned char *p = aligned_alloc(64, (bytes + 63) / 64 * 64);
     uint32_t seed = 1;
+    /* Any bytes are weights; these are normal numbers where a block has its scale. */
+    for (size_t i = 0; p && quantised(t) && i < bytes; i++) {
+        seed = seed * 1664525u + 1013904223u;
+        p[i] = (unsigned char)(0x28 | (seed >> 24 & 7));
+    }
+    if (quantised(t))
+        return p;
     for (int64_t i = 0; p && i < n; i++) {
         seed = seed * 1664525u + 1013904223u;
         float v = (float)(seed >> 8) / 8388608.0f - 1.0f;
@@ -100,6 +114,11 @@ static qie_status bench_linear(const bench *b, const qie_op_shape *s, qie_error 
         .int8 = s->int8};
     double median;
     qie_status st = QIE_OK;
+    float *scale = qie_dtype_block_elements(s->weight) == 1 && quantised(s->weight)
+                       ? filled(n, QIE_F32)
+                       : NULL;
+    a.w.scale = scale;
+    a.w.n_scale = scale ? n : 0;
     if (!a.x.data || !a.w.data || !a.dst.data)
         st = qie_fail(err, QIE_E_NO_MEMORY, NULL, "out of memory");
     if (st == QIE_OK && b->o->roof &&
@@ -108,6 +127,7 @@ static qie_status bench_linear(const bench *b, const qie_op_shape *s, qie_error 
         b->out->roof = 0;
     if (st == QIE_OK)
         st = measure(b, run_linear, &a, err);
+    free(scale);
     free(a.x.data);
     free((void *)(uintptr_t)a.w.data);
     free(a.dst.data);
@@ -176,10 +196,6 @@ static qie_status bench_conv2d(const bench *b, const qie_op_shape *s, qie_error 
     return st;
 }
 
-static bool floating(qie_dtype t) {
-    return t == QIE_F32 || t == QIE_BF16 || t == QIE_F16;
-}
-
 qie_status qie_op_bench(qie_compute *c, const qie_op_shape *s, const qie_op_bench_options *o,
                         qie_op_time *out, qie_error *err) {
     static const struct {
@@ -188,7 +204,9 @@ qie_status qie_op_bench(qie_compute *c, const qie_op_shape *s, const qie_op_benc
     } ops[] = {{"linear", bench_linear}, {"attention", bench_attention}, {"conv2d", bench_conv2d}};
     memset(out, 0, sizeof *out);
     bench b = {c, o, o->clock_s ? o->clock_s : qie_now_s, out};
-    QIE_FAIL_IF(!floating(s->weight) || (s->act != QIE_F32 && s->act != QIE_BF16),
+    bool weighs = !strcmp(s->op, "linear") && quantised(s->weight) &&
+                  s->dims[2] % qie_dtype_block_elements(s->weight) == 0;
+    QIE_FAIL_IF((!floating(s->weight) && !weighs) || (s->act != QIE_F32 && s->act != QIE_BF16),
                 QIE_E_UNSUPPORTED, err, "dtype", "no made-up values of these types");
     for (size_t i = 0; i < sizeof ops / sizeof *ops; i++)
         if (!strcmp(s->op, ops[i].op))
