@@ -59,6 +59,7 @@ typedef struct qie_engine_options {
         *gpus; /* physical indices or UUIDs with commas between; NULL: all that are visible */
     int64_t gpu_headroom_bytes; /* left free on every GPU; default 6 GiB */
     int64_t gpu_limit_bytes;    /* most that is taken of a GPU; 0: what is free */
+    bool collect_importance;    /* note how large the inputs of every layer are; on a CPU only */
     const qie_lora_use *loras;  /* in force for edits that name none; n_loras <= QIE_MAX_LORAS */
     size_t n_loras;
 } qie_engine_options;
@@ -69,6 +70,9 @@ qie_engine_options qie_engine_options_default(void);
  * named), QIE_E_UNSUPPORTED (another model). *out is NULL on failure. */
 qie_status qie_engine_open(const qie_engine_options *options, qie_engine **out, qie_error *err);
 void qie_engine_close(qie_engine *engine);
+/* What was noted over all edits so far, with collect_importance: a safetensors file that `quantize`
+ * reads. Errors: QIE_E_CONFLICT (not collecting, or no edit ran), QIE_E_IO. */
+qie_status qie_engine_save_importance(const qie_engine *engine, const char *path, qie_error *err);
 
 /* What is known of an open model. Strings live as long as the engine. */
 typedef struct qie_engine_info {

@@ -66,6 +66,8 @@ _qwen_edit() {
         --keep) words=""; COMPREPLY=($(compgen -W "$words" -- "$cur")); return ;;
         --keep) words=""; COMPREPLY=($(compgen -W "$words" -- "$cur")); return ;;
         --to) words="q8_0 q6_k q5_k q4_k q4_0 int8 fp8"; COMPREPLY=($(compgen -W "$words" -- "$cur")); return ;;
+        --importance) COMPREPLY=($(compgen -f -- "$cur")); return ;;
+        --collect-importance) COMPREPLY=($(compgen -f -- "$cur")); return ;;
         --hang-limit) words=""; COMPREPLY=($(compgen -W "$words" -- "$cur")); return ;;
         --allow-url-cidr) words=""; COMPREPLY=($(compgen -W "$words" -- "$cur")); return ;;
         --log-format) words="text json"; COMPREPLY=($(compgen -W "$words" -- "$cur")); return ;;
@@ -81,12 +83,12 @@ _qwen_edit() {
         --inject) COMPREPLY=($(compgen -f -- "$cur")); return ;;
         esac
         case ${COMP_WORDS[1]} in
-        edit) words=" --image --prompt --prompt-file --output --batch --server --negative --seed --force-seed --steps --true-cfg-scale --guidance-scale --num-images --max-side --width --height --ref-area --keep-size --no-keep-size --output-format --quality --preview --dry-run --no-metadata --model --transformer --text-encoder --mmproj --vae --variant --device --precision --threads --nice --memory-limit --lora --schedule --headroom-gib --api-key --api-key-file --quiet --verbose --json --config --help --version --backend --positions --noise --inject" ;;
+        edit) words=" --image --prompt --prompt-file --output --batch --server --negative --seed --force-seed --steps --true-cfg-scale --guidance-scale --num-images --max-side --width --height --ref-area --keep-size --no-keep-size --output-format --quality --preview --dry-run --no-metadata --model --transformer --text-encoder --mmproj --vae --variant --device --precision --threads --nice --memory-limit --lora --schedule --headroom-gib --api-key --api-key-file --collect-importance --quiet --verbose --json --config --help --version --backend --positions --noise --inject" ;;
         serve) words=" --model --transformer --text-encoder --mmproj --vae --variant --device --precision --threads --nice --memory-limit --lora --lora-dir --headroom-gib --host --port --api-port --gpus --workers --state-dir --output-dir --api-key --api-key-file --cors-origin --trusted-proxy --queue-size --max-images --max-connections --max-body-memory --sync-timeout --keep --hang-limit --no-image-url --allow-url-cidr --reject-while-loading --log-format --worker-program --config --help --version --backend" ;;
         worker) words=" --model --transformer --text-encoder --mmproj --vae --variant --device --precision --threads --nice --memory-limit --lora --lora-dir --help --version --backend" ;;
         info) words=" --json --help --version" ;;
         pull) words=" --dry-run --local-dir --revision --include --exclude --endpoint --cache-dir --jobs --retries --recheck --quiet --verbose --json --config --help --version" ;;
-        quantize) words=" --threads --keep --to --quiet --verbose --json --help --version" ;;
+        quantize) words=" --threads --keep --to --importance --quiet --verbose --json --help --version" ;;
         verify) words=" --revision --include --exclude --cache-dir --no-hash --quiet --verbose --json --help --version" ;;
         doctor) words=" --model --endpoint --headroom-gib --json --config --help --version" ;;
         list) words=" --cache-dir --json --help --version" ;;

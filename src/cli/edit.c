@@ -6,6 +6,7 @@
 #include <sys/resource.h>
 
 #include "base/error.h"
+#include "base/fs.h"
 #include "base/log.h"
 #include "base/parallel.h"
 #include "cli/commands.h"
@@ -48,6 +49,7 @@ static qie_engine_options engine_options(const cli_values *v, const char *model)
     o.precision = qie_precision_from_name(cli_text(v, OPT_PRECISION, "auto"));
     o.n_threads = (int)cli_number(v, OPT_THREADS, half > 1 ? half : 1);
     o.backend = cli_text(v, OPT_BACKEND, NULL);
+    o.collect_importance = cli_is_set(v, OPT_COLLECT_IMPORTANCE);
     o.memory_limit_bytes = (int64_t)(cli_number(v, OPT_MEMORY_LIMIT, 0) * 1073741824.0);
     return o;
 }
@@ -263,6 +265,11 @@ static qie_status run_batch(cli_values *v, place *where, qie_error *err) {
 
 static qie_status check_place(const cli_values *v, qie_error *err) {
     static const cli_option_id keys[] = {OPT_API_KEY, OPT_API_KEY_FILE};
+    const char *importance = cli_text(v, OPT_COLLECT_IMPORTANCE, NULL);
+    QIE_FAIL_IF(importance && cli_on(v, OPT_DRY_RUN), QIE_E_USAGE, err, "--collect-importance",
+                "--collect-importance needs an edit that runs, not --dry-run");
+    if (importance)
+        QIE_TRY(qie_file_check_writable(importance, err));
     if (cli_is_set(v, OPT_SERVER))
         return cli_remote_check_flags(v, err);
     for (size_t i = 0; i < 2; i++)
@@ -285,6 +292,9 @@ qie_status cli_run_edit(cli_values *values, qie_error *err) {
                                            : run_single(values, &where, err);
     cli_progress_end();
     cli_interrupt_set_engine(NULL);
+    if (st == QIE_OK && where.engine && cli_is_set(values, OPT_COLLECT_IMPORTANCE))
+        st = qie_engine_save_importance(where.engine, cli_text(values, OPT_COLLECT_IMPORTANCE, ""),
+                                        err);
     qie_engine_close(where.engine);
     cli_service_close(where.service);
     return st;

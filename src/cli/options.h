@@ -85,6 +85,8 @@ typedef enum cli_option_id {
     OPT_KEEP,
     OPT_KEEP_WEIGHTS, /* the flag --keep of quantize: another one than that of serve */
     OPT_TO,
+    OPT_IMPORTANCE,
+    OPT_COLLECT_IMPORTANCE,
     OPT_HANG_LIMIT,
     OPT_NO_IMAGE_URL,
     OPT_ALLOW_URL_CIDR,

@@ -769,6 +769,23 @@ const cli_option CLI_OPTIONS[OPT_COUNT] = {
                         "fp8 (safetensors with scales)",
                 .group = GROUP_QUANTIZE,
                 .commands = CMD_QUANTIZE},
+    [OPT_IMPORTANCE] = {.name = "importance",
+                        .argument = "FILE",
+                        .kind = CLI_TEXT,
+                        .help = "what each input of a layer counts, written by edit "
+                                "--collect-importance: scales are fitted where it matters",
+                        .group = GROUP_QUANTIZE,
+                        .commands = CMD_QUANTIZE,
+                        .traits = CLI_IS_FILE},
+    [OPT_COLLECT_IMPORTANCE] =
+        {.name = "collect-importance",
+         .argument = "FILE",
+         .kind = CLI_TEXT,
+         .help = "write how large the inputs of every layer were, over all edits of this run, for "
+                 "quantize --importance; on the CPU",
+         .group = GROUP_OUTPUT,
+         .commands = CMD_EDIT,
+         .traits = CLI_IS_FILE},
     [OPT_HANG_LIMIT] = {.name = "hang-limit",
                         .argument = "SECONDS",
                         .kind = CLI_REAL,

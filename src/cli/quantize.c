@@ -86,6 +86,7 @@ qie_status cli_run_quantize(cli_values *v, qie_error *err) {
                               .to = to,
                               .keep = keep->texts,
                               .n_keep = keep->n,
+                              .importance = cli_text(v, OPT_IMPORTANCE, NULL),
                               .n_threads = (int)cli_number(v, OPT_THREADS, 0),
                               .stop = stop,
                               .progress = progress,

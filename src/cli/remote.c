@@ -21,9 +21,9 @@
 /* ---------------------------------------------------------------- flags */
 
 qie_status cli_remote_check_flags(const cli_values *values, qie_error *err) {
-    static const cli_option_id ids[] = {OPT_MODEL,     OPT_DEVICE,       OPT_PRECISION, OPT_THREADS,
-                                        OPT_NICE,      OPT_MEMORY_LIMIT, OPT_BACKEND,   OPT_NOISE,
-                                        OPT_POSITIONS, OPT_INJECT,       OPT_SCHEDULE};
+    static const cli_option_id ids[] = {
+        OPT_MODEL,   OPT_DEVICE, OPT_PRECISION, OPT_THREADS, OPT_NICE,     OPT_MEMORY_LIMIT,
+        OPT_BACKEND, OPT_NOISE,  OPT_POSITIONS, OPT_INJECT,  OPT_SCHEDULE, OPT_COLLECT_IMPORTANCE};
     for (size_t i = 0; i < sizeof ids / sizeof *ids; i++)
         QIE_FAIL_IF(cli_get(values, ids[i])->source == FROM_FLAG, QIE_E_USAGE, err, "--server",
                     "--%s has no place beside --server: the service decides that for itself",

@@ -263,6 +263,7 @@ struct qie_compute {
     unsigned char *scratch; /* 64-byte aligned; divided by the operations as they like */
     size_t scratch_bytes;
     struct qie_op_record *record; /* NULL but while calls are noted, see op_record.h */
+    struct qie_op_inputs *inputs; /* NULL but while inputs are summed, see op_inputs.h */
     void *state;                  /* of the back end (primitive caches); freed by release_state */
     void (*release_state)(void *state);
 };

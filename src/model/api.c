@@ -13,6 +13,7 @@
 #include "base/rng.h"
 #include "model/bench.h"
 #include "model/device.h"
+#include "model/importance.h"
 #include "model/pipeline.h"
 #include "plan/placement.h"
 #include "qie/edit.h"
@@ -27,6 +28,7 @@ struct qie_engine {
     qie_arena *arena;  /* as large as the largest edit so far */
     qie_arena *device; /* the same on a device; NULL on the CPU */
     qie_prompt_cache *prompts;
+    qie_op_inputs *inputs; /* NULL: importance is not collected */
     qie_dtype act;
     bool int8;
     int64_t memory_limit;
@@ -158,6 +160,15 @@ qie_status qie_engine_open(const qie_engine_options *options, qie_engine **out, 
     else
         QIE_TRY_GOTO(qie_compute_create(options->backend, thread_count(options->n_threads), &limits,
                                         &e->compute, err));
+    if (options->collect_importance) {
+        if (e->compute->mem)
+            st = qie_fail(err, QIE_E_UNSUPPORTED, "device",
+                          "importance is collected on the CPU only: --device cpu");
+        else
+            st = qie_importance_begin(e->compute, e->model.w_transformer, e->model.w_text_encoder,
+                                      &e->inputs, err);
+        QIE_TRY_GOTO(st);
+    }
     bool bf16 = options->precision == QIE_PRECISION_BF16 ||
                 (options->precision != QIE_PRECISION_F32 && e->compute->bf16_native);
     e->act = bf16 ? QIE_BF16 : QIE_F32;
@@ -175,6 +186,7 @@ void qie_engine_close(qie_engine *e) {
     qie_arena_destroy(e->device);
     qie_arena_destroy(e->arena);
     qie_compute_destroy(e->compute);
+    qie_op_inputs_destroy(e->inputs);
     qie_model_release(&e->model);
     qie_prompt_cache_destroy(e->prompts);
     for (size_t i = 0; i < e->n_loras; i++) {
@@ -184,6 +196,11 @@ void qie_engine_close(qie_engine *e) {
     free(e->path);
     free(e->name);
     free(e);
+}
+
+qie_status qie_engine_save_importance(const qie_engine *e, const char *path, qie_error *err) {
+    QIE_FAIL_IF(!e->inputs, QIE_E_CONFLICT, err, NULL, "this engine does not collect importance");
+    return qie_importance_save(e->inputs, path, err);
 }
 
 static const char *precision_name(const qie_engine *e) {

@@ -117,6 +117,7 @@ qie_status qie_quant_file_sync(qie_quant_file *f, qie_error *err) {
 typedef struct chunk_job {
     const qie_quant_file *f;
     const qie_tensor *t;
+    const float *importance;
     qie_dtype to;
     int64_t row0, n, k, task_rows;
     size_t row_bytes;     /* of the result */
@@ -137,9 +138,9 @@ static void load_row(const qie_tensor *t, int64_t row, int64_t k, float *x) {
 /* False when the values do not fit the type. */
 static bool convert_row(const chunk_job *job, const float *x, int64_t row, unsigned char *to) {
     if (qie_quant_makes_blocks(job->to))
-        return qie_quant_blocks(job->to, x, NULL, job->k, to);
+        return qie_quant_blocks(job->to, x, job->importance, job->k, to);
     if (job->to == QIE_I8 || job->to == QIE_F8_E4M3)
-        return qie_quant_scaled(job->to, x, NULL, job->k, to, &job->f->scales[row]);
+        return qie_quant_scaled(job->to, x, job->importance, job->k, to, &job->f->scales[row]);
     for (int64_t i = 0; i < job->k; i++) {
         qie_bf16 h = qie_f32_to_bf16(x[i]);
         memcpy(to + 2 * i, &h, 2);
@@ -178,14 +179,15 @@ static qie_status copy_item(qie_quant_file *f, const qie_tensor *t, int64_t at,
     return QIE_OK;
 }
 
-static qie_status convert_item(qie_quant_file *f, const qie_weights *w, const qie_tensor *t,
+static qie_status convert_item(qie_quant_file *f, const qie_weights *w, const qie_quant_item *item,
                                const qie_layout_tensor *o, qie_quant_step_fn step, void *arg,
                                qie_error *err) {
+    const qie_tensor *t = item->source;
     int64_t rows = t->n_dims ? t->shape[0] : 1, k = rows ? t->n_elements / rows : 0;
     if (!k)
         return QIE_OK;
     size_t in_bytes = t->n_bytes / (size_t)rows;
-    chunk_job job = {.f = f, .t = t, .to = o->dtype, .k = k};
+    chunk_job job = {.f = f, .t = t, .importance = item->importance, .to = o->dtype, .k = k};
     job.row_bytes = qie_dtype_row_bytes(o->dtype, k);
     job.task_rows = k >= TASK_ELEMENTS ? 1 : TASK_ELEMENTS / k;
     int64_t most = (int64_t)(f->chunk_bytes / job.row_bytes);
@@ -224,7 +226,7 @@ qie_status qie_quant_file_item(qie_quant_file *f, const qie_weights *w, size_t i
     }
     if (o->dtype == t->dtype && !t->scale)
         return copy_item(f, t, o->offset, step, arg, err);
-    QIE_TRY(convert_item(f, w, t, o, step, arg, err));
+    QIE_TRY(convert_item(f, w, item, o, step, arg, err));
     if (item->scale == QIE_QUANT_NO_SCALE)
         return QIE_OK;
     const qie_layout_tensor *s = &f->plan->tensors[item->scale];

@@ -2,6 +2,7 @@
 #include "weights/quant_plan.h"
 
 #include <fnmatch.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -99,16 +100,59 @@ static char *own(qie_quant_plan *p, char *name) {
     return name;
 }
 
-static qie_status add_tensor(qie_quant_plan *p, const qie_tensor *t, qie_dtype type, bool converts,
-                             qie_error *err) {
+/* What the columns of t count. A hundredth of the mean is added: an input that was small in the
+ * edits that were looked at may be larger in another one. */
+static qie_status find_importance(const qie_quant_choice *c, const qie_tensor *t, float **out,
+                                  qie_error *err) {
+    const qie_tensor *v = c->importance ? qie_weights_find(c->importance, t->name) : NULL;
+    int64_t k = t->shape[0] > 0 ? t->n_elements / t->shape[0] : 0;
+    double sum = 0;
+    *out = NULL;
+    if (!v || !k)
+        return QIE_OK;
+    QIE_FAIL_IF(v->dtype != QIE_F32 || v->n_elements != k, QIE_E_INVALID, err, "--importance",
+                "'%s' has %lld values for '%s', which has %lld columns: it is of another model",
+                qie_weights_file_of(c->importance, v), (long long)v->n_elements, t->name,
+                (long long)k);
+    float *p = malloc((size_t)k * sizeof *p);
+    QIE_FAIL_IF(!p, QIE_E_NO_MEMORY, err, NULL, "out of memory");
+    memcpy(p, v->data, (size_t)k * sizeof *p);
+    bool sound = true;
+    for (int64_t i = 0; i < k; i++) {
+        sound = sound && p[i] >= 0 && isfinite(p[i]);
+        sum += (double)p[i];
+    }
+    if (!sound || !isfinite(sum)) {
+        free(p);
+        return qie_fail(err, QIE_E_INVALID, "--importance",
+                        "'%s' has a value of '%s' that is no mean square",
+                        qie_weights_file_of(c->importance, v), t->name);
+    }
+    if (sum <= 0) { /* never met anything but zero */
+        free(p);
+        return QIE_OK;
+    }
+    float mean = (float)(sum / (double)k), scale = 1 / mean;
+    for (int64_t i = 0; i < k; i++)
+        p[i] = isfinite(scale) ? p[i] * scale + 0.01f : 1;
+    *out = p;
+    return QIE_OK;
+}
+
+static qie_status add_tensor(qie_quant_plan *p, const qie_quant_choice *c, const qie_tensor *t,
+                             qie_dtype type, bool converts, qie_error *err) {
     qie_layout_tensor *o = &p->tensors[p->n_tensors];
     qie_quant_item *item = &p->items[p->n_items++];
-    *item = (qie_quant_item){t, p->n_tensors++, QIE_QUANT_NO_SCALE};
+    *item = (qie_quant_item){t, p->n_tensors++, QIE_QUANT_NO_SCALE, NULL};
     *o = (qie_layout_tensor){.name = t->name, .dtype = type, .n_dims = t->n_dims};
     memcpy(o->shape, t->shape, sizeof o->shape);
     p->source_bytes += (int64_t)t->n_bytes;
     int64_t k = t->n_dims && t->shape[0] > 0 ? t->n_elements / t->shape[0] : 0;
     p->max_k = k > p->max_k ? k : p->max_k;
+    if (converts) {
+        QIE_TRY(find_importance(c, t, &item->importance, err));
+        p->n_important += item->importance != NULL;
+    }
     if (!converts || (type != QIE_I8 && type != QIE_F8_E4M3))
         return QIE_OK;
     char *name = NULL;
@@ -143,7 +187,7 @@ static qie_status consider(qie_quant_plan *p, const qie_quant_choice *c, const q
         p->n_converted += converts && type == c->kind->dtype;
         p->n_again += converts && again;
     }
-    return add_tensor(p, t, type, converts, err);
+    return add_tensor(p, c, t, type, converts, err);
 }
 
 static qie_status lay_out(qie_quant_plan *p, const qie_quant_kind *kind, const char *config,
@@ -192,7 +236,8 @@ qie_status qie_quant_plan_make(const qie_weights *w, qie_part part, const qie_qu
                     ? "the rows are no whole blocks of that type, or --keep keeps all"
                     : "the rows are no whole blocks of that type; fp8 and int8 take any");
     if (part == QIE_PART_TRANSFORMER && zero_cond_t) { /* other programs tell the model by it */
-        out->items[out->n_items++] = (qie_quant_item){NULL, out->n_tensors, QIE_QUANT_NO_SCALE};
+        out->items[out->n_items++] =
+            (qie_quant_item){NULL, out->n_tensors, QIE_QUANT_NO_SCALE, NULL};
         out->tensors[out->n_tensors++] =
             (qie_layout_tensor){.name = MARK, .dtype = QIE_F32, .n_dims = 1, .shape = {1}};
     }
@@ -203,6 +248,8 @@ void qie_quant_plan_release(qie_quant_plan *p) {
     qie_layout_release(&p->layout);
     for (size_t i = 0; i < p->n_names; i++)
         free(p->names[i]);
+    for (size_t i = 0; i < p->n_items; i++)
+        free(p->items[i].importance);
     free(p->names);
     free(p->tensors);
     free(p->items);

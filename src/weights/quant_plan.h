@@ -27,6 +27,7 @@ typedef struct qie_quant_choice {
     const char *const *keep;
     bool *used;
     size_t n_keep;
+    const qie_weights *importance; /* F32 [columns] under the names of weights; NULL: none */
 } qie_quant_choice;
 
 enum { QIE_QUANT_NO_SCALE = -1 };
@@ -36,6 +37,7 @@ typedef struct qie_quant_item {
     const qie_tensor *source; /* NULL: bytes of zero */
     size_t tensor;            /* its place among the file's tensors */
     int scale;                /* that of its scale, or QIE_QUANT_NO_SCALE */
+    float *importance;        /* of its columns, owned; NULL: all the same */
 } qie_quant_item;
 
 typedef struct qie_quant_plan {
@@ -50,14 +52,14 @@ typedef struct qie_quant_plan {
     size_t n_names;
     int64_t source_bytes; /* that the items read */
     int64_t max_k;
-    size_t n_converted, n_eight, n_kept, n_again; /* matrices; n_again: of a source with fewer bits
-                                                     than bf16 */
+    size_t n_converted, n_eight, n_kept, n_again, n_important; /* matrices; n_again: of a source
+                                                     with fewer bits than bf16 */
 } qie_quant_plan;
 
 /* `w`: the open part; it must outlive the plan. `config`: text of its config.json, put into the
  * file's metadata; `zero_cond_t`: mark a transformer so for other programs. Release `out` in any
  * case. Errors: QIE_E_INVALID (the source has no more bits than the target; no matrix fits the
- * type), QIE_E_NO_MEMORY. */
+ * type; importance of another model), QIE_E_NO_MEMORY. */
 qie_status qie_quant_plan_make(const qie_weights *w, qie_part part, const qie_quant_choice *choice,
                                const char *config, bool zero_cond_t, qie_quant_plan *out,
                                qie_error *err);

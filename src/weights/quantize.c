@@ -44,6 +44,7 @@ typedef struct work {
     qie_quantize_result *r;
     qie_error *err;
     qie_files *files;
+    qie_weights *importance;  /* NULL: none */
     part_state part[N_PARTS]; /* by qie_part: transformer, text encoder */
     char in[PATH_MAX], out[PATH_MAX];
     char job[QIE_HASH_HEX_MAX]; /* what is made of what */
@@ -180,6 +181,12 @@ static qie_status make_job(work *w) {
     qie_strbuf_printf(&b, "%d %s;", WRITER, w->o->to);
     for (size_t i = 0; i < w->o->n_keep; i++)
         qie_strbuf_printf(&b, "keep %s;", w->o->keep[i]);
+    for (size_t i = 0; w->importance && i < qie_weights_count(w->importance); i++) {
+        const qie_tensor *t = qie_weights_at(w->importance, i);
+        char hash[QIE_HASH_HEX_MAX];
+        qie_sha1_hex(t->data, t->n_bytes, hash);
+        qie_strbuf_printf(&b, "importance %s %s;", t->name, hash);
+    }
     for (int p = 0; p < N_PARTS; p++) {
         char *dir = qie_path_join(w->in, qie_part_name((qie_part)p));
         const qie_layout *l = &w->part[p].plan.layout;
@@ -216,6 +223,8 @@ static qie_status write_record(const work *w, bool complete) {
     }
     qie_json_put(root, "to", qie_json_new_string(w->o->to));
     qie_json_put(root, "keep", keep);
+    qie_json_put(root, "importance",
+                 w->o->importance ? qie_json_new_string(w->o->importance) : qie_json_new_null());
     qie_json_put(root, "source", qie_json_new_string(w->in));
     qie_json_put(root, "job", qie_json_new_string(w->job));
     qie_json_put(root, "complete", qie_json_new_bool(complete));
@@ -607,8 +616,16 @@ static qie_status plan_all(work *w) {
     QIE_TRY_GOTO(st);
     QIE_TRY_GOTO(qie_files_open_dir(w->in, &w->files, w->err));
     QIE_TRY_GOTO(qie_model_config_read(w->files, config, w->err));
+    if (w->o->importance)
+        QIE_TRY_GOTO(qie_weights_open_file(w->o->importance, &w->importance, w->err));
+    c.importance = w->importance;
     for (int p = 0; p < N_PARTS; p++)
         QIE_TRY_GOTO(plan_part(w, p, &c, config));
+    if (w->importance && !w->part[0].plan.n_important && !w->part[1].plan.n_important)
+        st = qie_fail(w->err, QIE_E_INVALID, "--importance",
+                      "'%s' tells nothing of the weights that are converted: it is written by "
+                      "`qwen-edit edit --collect-importance FILE` with this model",
+                      w->o->importance);
     for (size_t i = 0; i < c.n_keep && st == QIE_OK; i++)
         if (!c.used[i])
             st = qie_fail(w->err, QIE_E_INVALID, "--keep",
@@ -677,6 +694,7 @@ qie_status qie_quantize(const qie_quantize_options *o, qie_quantize_result *out,
     for (size_t i = 0; i < w->n_copies; i++)
         free(w->copies[i]);
     free(w->copies);
+    qie_weights_close(w->importance);
     qie_files_close(w->files);
     if (w->lock >= 0)
         close(w->lock);

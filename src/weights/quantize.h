@@ -28,6 +28,7 @@ typedef struct qie_quantize_options {
     const char *to;    /* a name of qie_quant_kind_find */
     char *const *keep; /* patterns: quant_plan.h */
     size_t n_keep;
+    const char *importance;  /* file of qie_engine_save_importance; NULL: none */
     int n_threads;           /* 0: all cores */
     bool (*stop)(void *arg); /* may be NULL; so the next two */
     void (*progress)(void *arg, const qie_quantize_progress *p);

@@ -329,6 +329,34 @@ QTEST(test_quantize_keep_decides) {
     qie_weights_close(w);
 }
 
+QTEST(test_quantize_importance_lowers_the_error) {
+    int64_t n, m;
+    ASSERT_INT(RUN(NULL, "edit", "--model", MODEL, "-i", PICTURE, "-p", "make the mug red", "-o",
+                   "v.png", "-S", "1", "-s", "1", "-W", "64", "-H", "64", "--ref-area", "16384",
+                   "--true-cfg-scale", "1", "-q", "--collect-importance", "imp.safetensors"),
+               0);
+    ASSERT_INT(
+        QUANTIZE(NULL, MODEL, "important", "--to", "q4_0", "-q", "--importance", "imp.safetensors"),
+        0);
+    float *want = velocity(MODEL, &n), *plain = velocity("to-q4_0", &m);
+    ASSERT(want && plain && n == m);
+    float *got = velocity("important", &m);
+    ASSERT(got && n == m);
+    double without = nmse(plain, want, n), with = nmse(got, want, n);
+    printf("  q4_0: NMSE %.3g with importance, %.3g without\n", with, without);
+    ASSERT_LE(with, 0.9 * without);
+    free(want);
+    free(plain);
+    free(got);
+    ASSERT_REFUSED(2, "tells nothing", MODEL, "no", "--to", "q4_0", "--importance",
+                   MODEL "/vae/diffusion_pytorch_model.safetensors");
+    ASSERT_REFUSED(2, "of another model", MODEL, "no", "--to", "q4_0", "--importance",
+                   MODEL "/transformer/diffusion_pytorch_model.safetensors");
+    ASSERT_INT(RUN(NULL, "edit", "-i", PICTURE, "-p", "x", "-o", "v.png", "--dry-run",
+                   "--collect-importance", "imp2.safetensors"),
+               2);
+}
+
 /* A value that is not finite is named, and nothing is called complete. */
 QTEST(test_quantize_names_values_that_are_not_finite) {
     char command[300];
