@@ -2,7 +2,7 @@
 """Time qwen-edit beside diffusers on the same model, pictures, steps and threads, alternating, and print ratios.
 
   VENV/bin/python bench/compare_diffusers.py --model DIR --image A.png [--image B.png] [--prompt TEXT] [--steps 2] [--cfg 1]
-                  [--width W --height H] [--ref-area PIXELS] [--dtype bfloat16] [--threads 2] [--rounds 3]
+                  [--width W --height H] [--ref-area PIXELS] [--dtype bfloat16] [--precision bf16|int8|f32] [--threads 2] [--rounds 3]
                   [--program build/qwen-edit] [--stages text,vae_encode,forward,vae_decode] [--json FILE]
 
 With --stages the stages of one edit instead of the whole: diffusers' own calls (encode_prompt, vae.encode, transformer,
@@ -25,6 +25,7 @@ ap.add_argument("--cfg", type=float, default=1.0)
 ap.add_argument("--width", type=int); ap.add_argument("--height", type=int)
 ap.add_argument("--ref-area", type=int)
 ap.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
+ap.add_argument("--precision", choices=("bf16", "int8", "f32"), help="of qwen-edit; as --dtype if not given")
 ap.add_argument("--threads", type=int, default=2)
 ap.add_argument("--rounds", type=int, default=3)
 ap.add_argument("--program", default="build/qwen-edit")
@@ -32,6 +33,7 @@ ap.add_argument("--stages", help="comma-separated: text, vae_encode, forward, va
 ap.add_argument("--references", type=int, default=1, help="pictures to make up for --stages")
 ap.add_argument("--json", help="also write the numbers of --stages to this file")
 a = ap.parse_args()
+a.precision = a.precision or ("bf16" if a.dtype == "bfloat16" else "f32")
 if not a.image and not a.stages:
     ap.error("--image is needed")
 
@@ -111,7 +113,7 @@ def their_stages(width, height, ref_area):
 
 def our_stage(stage, width, height, ref_area):
     cmd = [a.program, "bench", "--json", "--model", a.model, "-p", a.prompt, "-s", str(a.steps), "--true-cfg-scale", "1",
-           "--threads", str(a.threads), "--precision", "bf16" if a.dtype == "bfloat16" else "f32", "-W", str(width),
+           "--threads", str(a.threads), "--precision", a.precision, "-W", str(width),
            "-H", str(height), "--ref-area", str(ref_area), "--only", stage, "--repeats", "1", "--no-ops"]
     for i in a.image:
         cmd += ["-i", i]
@@ -162,7 +164,7 @@ def compare_stages():
 
 
 if a.stages:
-    print(f"model {a.model}, {a.dtype}, {a.threads} threads, {a.rounds} rounds; torch {torch.__version__}")
+    print(f"model {a.model}, {a.dtype} and our {a.precision}, {a.threads} threads, {a.rounds} rounds; torch {torch.__version__}")
     compare_stages()
     sys.exit(0)
 
@@ -178,7 +180,7 @@ def theirs():
 
 def ours():
     cmd = [a.program, "edit", "--json", "--model", a.model, "-p", a.prompt, "-s", str(a.steps), "-S", "0", "--true-cfg-scale", str(a.cfg),
-           "--threads", str(a.threads), "--precision", "bf16" if a.dtype == "bfloat16" else "f32", "-o", "/tmp/compare_diffusers.png",
+           "--threads", str(a.threads), "--precision", a.precision, "-o", "/tmp/compare_diffusers.png",
            "--no-keep-size"]
     for i in a.image:
         cmd += ["-i", i]
@@ -198,7 +200,7 @@ rows = []
 for _ in range(a.rounds):
     wall, timings = ours()
     rows.append((wall, timings.get("total_s", float("nan")), theirs(), timings))
-print(f"model {a.model}, {a.dtype}, {a.threads} threads, {a.steps} steps, cfg {a.cfg}, {a.rounds} rounds")
+print(f"model {a.model}, {a.dtype} and our {a.precision}, {a.threads} threads, {a.steps} steps, cfg {a.cfg}, {a.rounds} rounds")
 med = lambda k: statistics.median(r[k] for r in rows)
 print(f"python: import of the pipeline      {statistics.median(import_cost):8.3f} s")
 print(f"diffusers: first call               {first:8.3f} s")
