@@ -120,14 +120,14 @@ typedef struct folder_sum {
     char largest[4096];
 } folder_sum;
 
-static void add_folder(const char *dir, folder_sum *s) {
+static void add_folder(const char *dir, const char *ending, folder_sum *s) {
     DIR *dp = opendir(dir);
     struct dirent *e;
+    size_t k = strlen(ending);
     while (dp && (e = readdir(dp))) {
         size_t n = strlen(e->d_name);
-        char *path = n > 12 && !strcmp(e->d_name + n - 12, ".safetensors")
-                         ? qie_path_join(dir, e->d_name)
-                         : NULL;
+        char *path =
+            n > k && !strcmp(e->d_name + n - k, ending) ? qie_path_join(dir, e->d_name) : NULL;
         struct stat st;
         if (path && stat(path, &st) == 0 && S_ISREG(st.st_mode)) {
             s->bytes += (int64_t)st.st_size;
@@ -151,7 +151,9 @@ static int64_t weights_in(const char *dir, const char *component, folder_sum *al
     char *sub = qie_path_join(dir, component);
     int64_t before = all->bytes;
     if (sub)
-        add_folder(sub, all);
+        add_folder(sub, ".safetensors", all);
+    if (sub && all->bytes == before) /* as the engine: a GGUF file where there is nothing else */
+        add_folder(sub, ".gguf", all);
     free(sub);
     return all->bytes - before;
 }

@@ -230,8 +230,8 @@ qie_status qie_quant_plan_make(const qie_weights *w, qie_part part, const qie_qu
         const qie_tensor *t = qie_weights_at(w, i);
         QIE_TRY(consider(out, choice, t, qie_weights_file_of(w, t), err));
     }
-    QIE_FAIL_IF(!out->n_converted, QIE_E_INVALID, err, "--to", "no layer of the %s can be %s: %s",
-                qie_part_name(part), choice->kind->name,
+    QIE_FAIL_IF(!out->n_converted && !out->n_eight, QIE_E_INVALID, err, "--to",
+                "no layer of the %s can be %s: %s", qie_part_name(part), choice->kind->name,
                 choice->n_keep
                     ? "the rows are no whole blocks of that type, or --keep keeps all"
                     : "the rows are no whole blocks of that type; fp8 and int8 take any");

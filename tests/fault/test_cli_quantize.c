@@ -163,6 +163,14 @@ QTEST(test_quantize_result_is_verified_and_described) {
         ASSERT_CONTAINS(r.out, "all right; 2 hashed");
         ASSERT_INT(RUN(NULL, "info", out), 0);
         ASSERT_CONTAINS(r.out, KINDS[k].dtype);
+        /* What it says about fitting is of this folder, not of the released model. */
+        ASSERT_INT(RUN(NULL, "info", "--json", out), 0);
+        qie_json *root = NULL;
+        ASSERT_INT(qie_json_parse(r.out, strlen(r.out), "info", &root, NULL), QIE_OK);
+        const qie_json *gpu = qie_json_member(qie_json_member(root, "fits"), "one_gpu");
+        double needs = qie_json_number(qie_json_member(gpu, "needs"));
+        qie_json_free(root);
+        ASSERT(needs > 1e6 && needs < 10e9);
     }
     int fd = open("to-int8/text_encoder/model.safetensors", O_RDWR | O_CLOEXEC);
     ASSERT(fd >= 0 && pwrite(fd, "x", 1, 300000) == 1);
@@ -355,6 +363,16 @@ QTEST(test_quantize_importance_lowers_the_error) {
     ASSERT_INT(RUN(NULL, "edit", "-i", PICTURE, "-p", "x", "-o", "v.png", "--dry-run",
                    "--collect-importance", "imp2.safetensors"),
                2);
+}
+
+/* A text encoder whose rows are shorter than a block of 256 gets 8 bits. */
+QTEST(test_quantize_short_rows_get_eight_bits) {
+    const char *model = QIE_SOURCE_DIR "/tests/golden/model"; /* shards with an index, too */
+    ASSERT_INT(QUANTIZE(NULL, model, "short", "--to", "q4_k", "--json"), 0);
+    ASSERT_CONTAINS(r.out, "\"matrices_eight_bits\":53");
+    ASSERT_INT(RUN(NULL, "verify", "short"), 0);
+    ASSERT_INT(RUN(NULL, "info", "short"), 0);
+    ASSERT_CONTAINS(r.out, "Q8_0");
 }
 
 /* A value that is not finite is named, and nothing is called complete. */
