@@ -1,15 +1,17 @@
 # The CUDA back end. The plugin itself where nvcc is found; everywhere its double for the tests: the same host code and the
 # same kernels, compiled as C++ and run on the CPU. Included at the end of CMakeLists.txt.
 set(cuda_dir ${CMAKE_SOURCE_DIR}/src/compute/cuda)
-set(cuda_host ${cuda_dir}/cu_memory.cpp ${cuda_dir}/cu_weights.cpp ${cuda_dir}/cu_ops.cpp ${cuda_dir}/cu_plugin.cpp)
+set(cuda_host ${cuda_dir}/cu_memory.cpp ${cuda_dir}/cu_weights.cpp ${cuda_dir}/cu_ops.cpp ${cuda_dir}/cu_plugin.cpp
+    ${cuda_dir}/cu_profile.cpp)
 set(cuda_kernels ${cuda_dir}/kernels_rows.cu ${cuda_dir}/kernels_elements.cu ${cuda_dir}/kernels_attention.cu
     ${cuda_dir}/kernels_conv.cu)
 # What a plugin needs of the layers below: it gets nothing from the program but structs.
 set(cuda_below ${CMAKE_SOURCE_DIR}/src/base/error.c ${CMAKE_SOURCE_DIR}/src/base/blocks.c src/base/dtype.c
     ${CMAKE_SOURCE_DIR}/src/plan/assign.c)
 
-# Not in the sanitizers' builds: fibers on stacks of their own, thread by thread, take minutes there.
-if(QIE_TESTS AND NOT QIE_SANITIZE)
+# In the sanitizers' builds only when asked for: fibers on stacks of their own, thread by thread, take minutes there.
+option(QIE_CUDA_SANITIZED "the CUDA double and its tests in a sanitizers' build, too" OFF)
+if(QIE_TESTS AND (NOT QIE_SANITIZE OR QIE_CUDA_SANITIZED))
   add_library(qie_cuda_double MODULE ${cuda_host} ${cuda_kernels} tests/cuda/double.cpp tests/cuda/double_libs.cpp
               tests/cuda/emulate.cpp)
   set_source_files_properties(${cuda_kernels} PROPERTIES LANGUAGE CXX COMPILE_OPTIONS "-xc++")
@@ -43,6 +45,16 @@ if(QIE_TESTS AND NOT QIE_SANITIZE)
   add_dependencies(test_cuda_engine qie_cuda_double)
   add_test(NAME test_cuda_engine COMMAND test_cuda_engine WORKING_DIRECTORY ${CMAKE_SOURCE_DIR})
   set_tests_properties(test_cuda_engine PROPERTIES TIMEOUT 600)
+  find_package(Python3 COMPONENTS Interpreter)
+  if(Python3_FOUND AND TARGET qwen-edit)
+    add_test(NAME test_place_agrees COMMAND ${Python3_EXECUTABLE} ${CMAKE_SOURCE_DIR}/tests/api/test_place_agrees.py
+             $<TARGET_FILE:qwen-edit> ${CMAKE_BINARY_DIR}/tests $<TARGET_FILE:sparse_model>)
+    set_tests_properties(test_place_agrees PROPERTIES TIMEOUT 300)
+    # what bench/gpu.sh runs behind the build
+    add_test(NAME gpu_report COMMAND ${Python3_EXECUTABLE} ${CMAKE_SOURCE_DIR}/bench/gpu.py --build ${CMAKE_BINARY_DIR}
+             --out ${CMAKE_BINARY_DIR}/gpu-report --double)
+    set_tests_properties(gpu_report PROPERTIES TIMEOUT 300)
+  endif()
 endif()
 
 # ---------------------------------------------------------------- the plugin itself

@@ -57,10 +57,12 @@ typedef struct qie_engine_options {
     const char *device;         /* NULL or "cpu"; "cuda": GPUs, through the back end qie_cuda.so */
     const char
         *gpus; /* physical indices or UUIDs with commas between; NULL: all that are visible */
-    int64_t gpu_headroom_bytes; /* left free on every GPU; default 6 GiB */
-    int64_t gpu_limit_bytes;    /* most that is taken of a GPU; 0: what is free */
-    bool collect_importance;    /* note how large the inputs of every layer are; on a CPU only */
-    const qie_lora_use *loras;  /* in force for edits that name none; n_loras <= QIE_MAX_LORAS */
+    int64_t gpu_headroom_bytes;     /* left free on every GPU; default 6 GiB */
+    int64_t gpu_limit_bytes;        /* most that is taken of a GPU; 0: what is free */
+    const char *gpu_offload_folder; /* weights that neither GPUs nor host memory hold are packed
+                                       into a file there; NULL: read from the model's files */
+    bool collect_importance;   /* note how large the inputs of every layer are; on a CPU only */
+    const qie_lora_use *loras; /* in force for edits that name none; n_loras <= QIE_MAX_LORAS */
     size_t n_loras;
 } qie_engine_options;
 qie_engine_options qie_engine_options_default(void);
@@ -191,13 +193,15 @@ typedef struct qie_edit_plan {
     int64_t available_bytes; /* free memory that the plan may use */
     double flops;            /* of the whole edit */
     double seconds_estimate; /* from a one-block probe; < 0: not probed */
+    char placement[512];     /* on GPUs: where this edit would run; "" on the CPU */
     int n_warnings;
     char warnings[QIE_MAX_WARNINGS][256];
 } qie_edit_plan;
 
 /* Sizes, tokens and memory of an edit. probe: run one transformer block of its size to estimate the
- * time. Refuses exactly what qie_engine_edit would refuse before computing. Errors: QIE_E_INVALID
- * (param names the field), QIE_E_TOO_LARGE, QIE_E_NO_MEMORY. */
+ * time (not on a GPU, which would have to be filled with the weights first). Refuses exactly what
+ * qie_engine_edit would refuse before computing. Errors: QIE_E_INVALID (param names the field),
+ * QIE_E_TOO_LARGE, QIE_E_NO_MEMORY. */
 qie_status qie_engine_plan(qie_engine *engine, const qie_edit_options *options, bool probe,
                            qie_edit_plan *plan, qie_error *err);
 

@@ -78,6 +78,7 @@ static qie_status choose_device(const cli_values *v, const char *model, qie_engi
         setenv("CUDA_DEVICE_ORDER", "PCI_BUS_ID", 1);
         setenv("CUDA_VISIBLE_DEVICES", chosen->slots[0].visible, 1);
         o->device = "cuda"; /* all that are visible now */
+        o->gpu_offload_folder = getenv("QWEN_EDIT_OFFLOAD_FOLDER");
         o->gpu_headroom_bytes =
             (int64_t)(cli_number(v, OPT_HEADROOM, QIE_DEFAULT_HEADROOM_GIB) * 1073741824.0);
     }

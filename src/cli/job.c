@@ -51,6 +51,8 @@ static void print_plan(const qie_engine_info *info, const cli_request *r, const 
     printf("memory     %s working, %s free; %s of weights stay in their files%s\n",
            bytes_text(p->working_bytes, working), bytes_text(p->available_bytes, available),
            bytes_text(p->weights_bytes, weights), p->vae_tiled ? "; the VAE works in tiles" : "");
+    if (p->placement[0])
+        printf("placement  %s\n", p->placement);
     printf("work       %.3g floating-point operations\n", p->flops);
     if (p->seconds_estimate >= 0)
         printf("time       about %s\n", cli_duration(p->seconds_estimate, time, sizeof time));
@@ -100,6 +102,8 @@ static qie_json *plan_json(const qie_edit_plan *p) {
     qie_json_put(o, "working_bytes", qie_json_new_int(p->working_bytes));
     qie_json_put(o, "weights_bytes", qie_json_new_int(p->weights_bytes));
     qie_json_put(o, "available_bytes", qie_json_new_int(p->available_bytes));
+    qie_json_put(o, "placement",
+                 p->placement[0] ? qie_json_new_string(p->placement) : qie_json_new_null());
     qie_json_put(o, "flops", qie_json_new_double(p->flops));
     qie_json_put(o, "seconds_estimate",
                  p->seconds_estimate >= 0 ? qie_json_new_double(p->seconds_estimate)

@@ -976,6 +976,9 @@ const cli_variable CLI_VARIABLES[] = {
      "proxy for https addresses (also HTTP_PROXY, ALL_PROXY; exceptions in NO_PROXY)"},
     {"SSL_CERT_FILE", "certificates to trust (also CURL_CA_BUNDLE, REQUESTS_CA_BUNDLE)"},
     {"CUDA_VISIBLE_DEVICES", "the GPUs that may be used: indices or UUIDs"},
+    {"QWEN_EDIT_OFFLOAD_FOLDER",
+     "folder on a fast disk for weights that neither GPU nor memory hold "
+     "(default: they are read from the model's files)"},
     {"XDG_CONFIG_HOME", "the config file is qwen-edit/config in it; default ~/.config"},
     {"NO_COLOR", "not empty: no colours"},
     {"LANG",

@@ -255,6 +255,7 @@ qie_status cli_run_worker(cli_values *values, qie_error *err) {
     const char *headroom = getenv(HEADROOM_VARIABLE);
     o.engine.backend = cli_text(values, OPT_BACKEND, NULL);
     o.engine.device = cli_text(values, OPT_DEVICE, "cpu");
+    o.engine.gpu_offload_folder = getenv("QWEN_EDIT_OFFLOAD_FOLDER");
     if (headroom && *headroom)
         o.engine.gpu_headroom_bytes = (int64_t)(strtod(headroom, NULL) * 1073741824.0);
     o.engine.memory_limit_bytes = (int64_t)(cli_number(values, OPT_MEMORY_LIMIT, 0) * 1073741824.0);

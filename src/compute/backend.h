@@ -219,6 +219,10 @@ typedef struct qie_mem_ops {
     /* Weights of all groups, in order of use: resident or streamed, as the plan says. Host memory
      * must stay as it is until the compute is destroyed. Errors: NO_MEMORY, UNAVAILABLE. */
     qie_status (*load)(qie_compute *c, qie_weight_group *const *groups, size_t n, qie_error *err);
+    /* Host data beside the groups that every edit from now on reads again and again (LoRAs): kept
+     * on the devices until the next call. *moved: there was no room for it, everything was given up
+     * and reserve has to be called again. Failures: see check. */
+    void (*adapt)(qie_compute *c, const qie_weight_span *spans, size_t n, bool *moved);
     /* src may be reused at once; reaches all devices */
     void (*upload)(qie_compute *c, void *dst, const void *src, size_t n_bytes);
     /* Waits for all operations before it; dst is undefined after a failure (see check). */
@@ -241,6 +245,9 @@ typedef struct qie_mem_ops {
     int64_t (*room)(qie_compute *c);
     /* How it is placed, for people; lives as long as the compute. */
     const char *(*describe)(qie_compute *c);
+    /* How it would be with so many bytes reserved, from what is free now; nothing is done. Errors:
+     * NO_MEMORY. */
+    qie_status (*plan)(qie_compute *c, size_t n_bytes, char *out, size_t cap, qie_error *err);
 } qie_mem_ops;
 
 /* Largest extents that a run will ask for: scratch is reserved from them, once. */

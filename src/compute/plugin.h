@@ -7,7 +7,7 @@
 #include "compute/backend.h"
 #include "plan/assign.h"
 
-#define QIE_PLUGIN_API 1u
+#define QIE_PLUGIN_API 2u
 #define QIE_PLUGIN_ENTRY "qie_plugin_entry"
 
 typedef struct qie_device_info {
@@ -18,12 +18,15 @@ typedef struct qie_device_info {
 
 typedef struct qie_device_options {
     int n_devices;
-    int devices[QIE_ASSIGN_CARDS_MAX]; /* as qie_plugin.devices counts them */
-    int64_t headroom;                  /* bytes left free on every card */
-    int64_t limit;                     /* most bytes taken of a card, 0: what is free */
-    int64_t host_bytes; /* pinned host memory that may be taken for streamed weights */
-    int n_passes;       /* 2: plan for guidance passes on cards of their own */
-    int n_threads;      /* of the host's own work */
+    int devices[QIE_ASSIGN_CARDS_MAX];    /* as qie_plugin.devices counts them */
+    int numbers[QIE_ASSIGN_CARDS_MAX];    /* as people know them: the driver's indices */
+    int64_t listed[QIE_ASSIGN_CARDS_MAX]; /* free bytes as the driver says; 0: not known */
+    int64_t headroom;                     /* bytes left free on every card */
+    int64_t limit;                        /* most bytes taken of a card, 0: what is free */
+    int64_t host_bytes;         /* pinned host memory that may be taken for streamed weights */
+    const char *offload_folder; /* see qie_engine_options; copied */
+    int n_passes;               /* 2: plan for guidance passes on cards of their own */
+    int n_threads;              /* of the host's own work */
     /* One line for people about what happened (a fall-back); may be NULL. */
     void (*say)(void *arg, const char *text);
     void *say_arg;

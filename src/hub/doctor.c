@@ -20,6 +20,7 @@
 #include "base/parallel.h"
 #include "hub/cache.h"
 #include "plan/config.h"
+#include "weights/weights.h"
 
 #define GIB 1073741824.0
 #define NETWORK_TIMEOUT_S 2
@@ -158,40 +159,54 @@ static int64_t weights_in(const char *dir, const char *component, folder_sum *al
     return all->bytes - before;
 }
 
-/* Configs that cannot be read (an incomplete folder, another model): sizes as the released one has
- * them, in proportion to the weights. */
-static void scale_released(qie_placement_model *m, int64_t transformer) {
-    double scale = (double)transformer / (double)m->transformer;
-    m->block = (int64_t)((double)m->block * scale);
+/* Configs that cannot be read (an incomplete folder, another model): as the released one, in
+ * proportion to the weights. */
+static void scale_released(qie_placement_model *m, int64_t transformer, int64_t text_encoder,
+                           int64_t vae) {
+    qie_placement_model *released = calloc(1, sizeof *released);
+    if (!released)
+        return;
+    qie_placement_released(released);
+    double scale = (double)transformer / (double)released->transformer;
+    qie_placement_scaled(transformer, text_encoder, vae, m);
     if (scale < 0.05) { /* not the released architecture */
         m->work = (int64_t)((double)m->work * scale) + ((int64_t)64 << 20);
         m->work_cpu = (int64_t)((double)m->work_cpu * scale) + ((int64_t)128 << 20);
     }
+    free(released);
 }
 
-qie_placement_model qie_doctor_model(const char *dir) {
-    qie_placement_model m = qie_placement_released();
+/* What the files' headers say of each tensor; parts that cannot be opened say nothing. */
+static int64_t tensor_bytes(void *arg, int part, const qie_tensor_spec *spec) {
+    qie_weights **parts = arg;
+    const qie_tensor *t = parts[part] ? qie_weights_find(parts[part], spec->name) : NULL;
+    return t ? (int64_t)t->n_bytes + (t->scale ? (int64_t)sizeof(float) * t->n_scale : 0) : -1;
+}
+
+void qie_doctor_model(const char *dir, qie_placement_model *out) {
+    static const char *const folders[3] = {"transformer", "text_encoder", "vae"};
     folder_sum s = {0};
     qie_files *files = NULL;
+    qie_weights *parts[3] = {NULL, NULL, NULL};
+    int64_t sizes[3] = {0, 0, 0};
     qie_model_config *c = calloc(1, sizeof *c);
-    if (dir && c) {
-        int64_t t = weights_in(dir, "transformer", &s), e = weights_in(dir, "text_encoder", &s),
-                v = weights_in(dir, "vae", &s);
-        bool there = t > 0 && e > 0 && v > 0;
-        if (there && qie_files_open_dir(dir, &files, NULL) == QIE_OK &&
-            qie_model_config_read(files, c, NULL) == QIE_OK)
-            m = qie_placement_of(
-                c, t, e, v, qie_cpu_level_hardware() >= QIE_CPU_AVX512BF16 ? QIE_BF16 : QIE_F32);
-        else if (there) {
-            scale_released(&m, t);
-            m.transformer = t;
-            m.text_encoder = e;
-            m.vae = v;
-        }
-        qie_files_close(files);
-    }
+    qie_placement_released(out);
+    for (int i = 0; i < 3 && dir; i++)
+        sizes[i] = weights_in(dir, folders[i], &s);
+    bool there = c && sizes[0] > 0 && sizes[1] > 0 && sizes[2] > 0;
+    if (there && qie_files_open_dir(dir, &files, NULL) == QIE_OK &&
+        qie_model_config_read(files, c, NULL) == QIE_OK) {
+        for (int i = 0; i < 3; i++)
+            if (qie_weights_open(files, folders[i], &parts[i], NULL) != QIE_OK)
+                parts[i] = NULL;
+        qie_placement_of(c, sizes, tensor_bytes, parts,
+                         qie_cpu_level_hardware() >= QIE_CPU_AVX512BF16 ? QIE_BF16 : QIE_F32, out);
+    } else if (there)
+        scale_released(out, sizes[0], sizes[1], sizes[2]);
+    for (int i = 0; i < 3; i++)
+        qie_weights_close(parts[i]);
+    qie_files_close(files);
     free(c);
-    return m;
 }
 
 static bool first_names(void *arg, const char *path) {
@@ -443,7 +458,7 @@ void qie_doctor_run(const qie_doctor_options *options, qie_doctor_report *out) {
     d->zh = options->chinese;
     qie_gpus_probe(QIE_NVML_TIMEOUT_MS, &d->gpus);
     qie_machine_read(options->root, &d->machine);
-    d->model = qie_doctor_model(options->model_dir);
+    qie_doctor_model(options->model_dir, &d->model);
     qie_doctor_check_gpus(d);
     qie_doctor_check_placement(d);
     check_machine(d);

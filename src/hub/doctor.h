@@ -69,7 +69,7 @@ typedef struct qie_doctor_card {
 /* Those of the choices whose memory is known. Returns how many. */
 int qie_doctor_cards(const qie_gpus *gpus, const qie_gpu_choice *choices, int n,
                      qie_doctor_card out[QIE_GPUS_MAX]);
-/* Sizes of the weights in a model folder, the released ones where it has none. */
-qie_placement_model qie_doctor_model(const char *dir);
+/* The weights in a model folder as the engine divides them, the released ones where it has none. */
+void qie_doctor_model(const char *dir, qie_placement_model *out);
 
 #endif

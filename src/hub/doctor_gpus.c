@@ -409,6 +409,16 @@ void qie_doctor_check_placement(qie_doctor *d) {
             gib(p->resident.need), gib(p->resident.have), gib(p->sharded.need),
             gib(p->sharded.have), gib(p->streamed.need), gib(p->streamed.have), gib(p->cpu.need),
             gib(p->cpu.have));
+    if (p->used.n_gpus) {
+        const char *names[QIE_ASSIGN_CARDS_MAX] = {0};
+        for (int k = 0; k < QIE_ASSIGN_CARDS_MAX; k++)
+            for (int i = 0; i < n; i++)
+                if (cards[i].memory.index == p->plan_gpus[k])
+                    names[k] = cards[i].name;
+        /* the line that the engine prints of itself, in its words */
+        qie_assign_words(&p->plan, p->plan_gpus, names, words, sizeof words);
+        qie_doctor_say(d, "placement", QIE_DOCTOR_INFO, "%s", words);
+    }
     if (n > 0 && p->best != QIE_PLACE_NONE && !d->o->plugin) {
         c = qie_doctor_say(
             d, "plugin", QIE_DOCTOR_WARN,
@@ -421,6 +431,9 @@ void qie_doctor_check_placement(qie_doctor *d) {
     qie_json_put(o, "best", qie_json_new_string(qie_placement_name(p->best)));
     qie_json_put(o, "headroom_bytes", qie_json_new_int(p->headroom));
     qie_json_put(o, "weights_bytes", qie_json_new_int(p->weights));
+    qie_json_put(o, "used", verdict_json(&p->used));
+    if (p->used.n_gpus)
+        qie_json_put(o, "assigned", qie_json_new_string(words));
     qie_json_put(o, "resident", verdict_json(&p->resident));
     qie_json_put(o, "sharded", verdict_json(&p->sharded));
     qie_json_put(o, "streamed", verdict_json(&p->streamed));

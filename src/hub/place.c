@@ -12,12 +12,10 @@
 #define CPU_COMMAND "--device cpu --max-side 512 -s 10"
 
 /* The demo is small beside what a CUDA context takes anyway. */
-static const qie_placement_model DEMO = {.transformer = 16 << 20,
-                                         .text_encoder = 4 << 20,
-                                         .vae = 4 << 20,
-                                         .block = 4 << 20,
-                                         .work = 256 << 20,
-                                         .work_cpu = 256 << 20};
+static void demo_model(qie_placement_model *m) {
+    qie_placement_scaled(16 << 20, 4 << 20, 4 << 20, m);
+    m->work = m->work_cpu = 256 << 20;
+}
 
 typedef struct asked {
     const qie_place_options *o;
@@ -102,12 +100,6 @@ static void add_slot(const asked *a, qie_place *out, qie_placement_kind kind,
             }
 }
 
-static const qie_placement_verdict *verdict(const qie_placement *p) {
-    return p->best == QIE_PLACE_RESIDENT  ? &p->resident
-           : p->best == QIE_PLACE_SHARDED ? &p->sharded
-                                          : &p->streamed;
-}
-
 /* A service: a worker on every card that can hold the model or stream it alone; only where there
  * is no such card do several make one worker. Cards without room are named. */
 static void add_workers(const asked *a, qie_place *out) {
@@ -131,7 +123,7 @@ static void add_workers(const asked *a, qie_place *out) {
                 (double)one.streamed.need / 1073741824.0);
     }
     if (!out->n_slots)
-        add_slot(a, out, a->report.placement.best, verdict(&a->report.placement));
+        add_slot(a, out, a->report.placement.best, &a->report.placement.used);
 }
 
 /* ------------------------------------------------------------------ the answer */
@@ -174,7 +166,7 @@ static qie_status with_cards(asked *a, qie_place *out, qie_error *err) {
     if (a->o->each)
         add_workers(a, out);
     else
-        add_slot(a, out, p->best, verdict(p));
+        add_slot(a, out, p->best, &p->used);
     return QIE_OK;
 }
 
@@ -192,7 +184,10 @@ static void look(asked *a) {
     d->zh = o->chinese;
     qie_gpus_probe(QIE_NVML_TIMEOUT_MS, &d->gpus);
     qie_machine_read(o->root, &d->machine);
-    d->model = o->model_dir ? qie_doctor_model(o->model_dir) : DEMO;
+    if (o->model_dir)
+        qie_doctor_model(o->model_dir, &d->model);
+    else
+        demo_model(&d->model);
     qie_doctor_check_gpus(d);
 }
 

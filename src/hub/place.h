@@ -31,7 +31,7 @@ typedef struct qie_place_options {
 
 /* The card, or the cards together, of one process. */
 typedef struct qie_place_slot {
-    qie_placement_kind kind; /* RESIDENT, STREAMED or SHARDED */
+    qie_placement_kind kind; /* RESIDENT, STREAMED, SHARDED or PARALLEL */
     int n_gpus;
     int gpus[QIE_PLACEMENT_GPUS_MAX]; /* physical indices */
     char name[96];                    /* of the first: "NVIDIA A100-SXM4-80GB" */

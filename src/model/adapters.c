@@ -287,3 +287,17 @@ qie_status qie_adapters_select(qie_adapters *a, const qie_lora_use *uses, size_t
         clear(a);
     return st;
 }
+
+size_t qie_adapters_spans(const qie_adapters *a, qie_weight_span *out, size_t cap) {
+    size_t n = 0;
+    for (size_t i = 0; i < a->n_targets; i++)
+        for (size_t k = 0; k < a->linears[i]->n_lowrank; k++) {
+            const qie_lowrank *t = &a->linears[i]->lowrank[k];
+            const qie_wmat *m[2] = {&t->down, &t->up};
+            for (int j = 0; j < 2; j++, n++)
+                if (n < cap)
+                    out[n] = (qie_weight_span){
+                        m[j]->data, (size_t)m[j]->n * qie_dtype_row_bytes(m[j]->dtype, m[j]->k)};
+        }
+    return n;
+}

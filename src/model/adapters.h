@@ -44,5 +44,8 @@ void qie_adapters_destroy(qie_adapters *a);
  * qie_lora_open and qie_lora_match_all; QIE_E_INVALID (too many, weight not within -100..100). */
 qie_status qie_adapters_select(qie_adapters *a, const qie_lora_use *uses, size_t n, qie_error *err);
 const qie_adapters_active *qie_adapters_get(const qie_adapters *a);
+/* The matrices of all pairs in force, in host memory, some perhaps twice: at most cap of them into
+ * out. Returns how many there are. */
+size_t qie_adapters_spans(const qie_adapters *a, qie_weight_span *out, size_t cap);
 
 #endif

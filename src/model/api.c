@@ -273,11 +273,34 @@ static int64_t limit_of(const qie_engine *e) {
     return qie_memory_available() + held;
 }
 
+static size_t arena_bytes(int64_t planned) {
+    return (size_t)(planned + QIE_ARENA_SLACK);
+}
+
+/* The matrices of the LoRAs in force to the devices, once. */
+static qie_status adapt_device(qie_engine *e, qie_error *err) {
+    const qie_mem_ops *mem = e->compute->mem;
+    if (!mem)
+        return QIE_OK;
+    size_t n = qie_adapters_spans(e->model.adapters, NULL, 0);
+    qie_weight_span *spans = calloc(n + 1, sizeof *spans);
+    QIE_FAIL_IF(!spans, QIE_E_NO_MEMORY, err, NULL, "out of memory");
+    qie_adapters_spans(e->model.adapters, spans, n);
+    bool moved = false;
+    mem->adapt(e->compute, spans, n, &moved);
+    free(spans);
+    if (moved) {
+        qie_arena_destroy(e->device);
+        e->device = NULL;
+    }
+    return mem->check(e->compute, err);
+}
+
 /* The arena for a plan: kept when it is large enough, since an arena is only reserved addresses
  * until touched. A device needs as much of its own: every buffer of a plan is on one side or on
  * both. */
 static qie_status need_arena(qie_engine *e, int64_t bytes, qie_error *err) {
-    size_t want = (size_t)bytes + (64u << 10); /* rounding of the last allocation */
+    size_t want = arena_bytes(bytes);
     const qie_mem_ops *mem = e->compute->mem;
     if (e->device)
         qie_arena_release(e->device, 0);
@@ -327,8 +350,11 @@ qie_status qie_engine_plan(qie_engine *e, const qie_edit_options *options, bool 
     if (st == QIE_OK) {
         qie_prepared_describe(&e->model, &p, plan);
         plan->available_bytes = limit;
+        if (e->compute->mem)
+            st = e->compute->mem->plan(e->compute, arena_bytes(p.memory.total), plan->placement,
+                                       sizeof plan->placement, err);
     }
-    if (st == QIE_OK && probe) {
+    if (st == QIE_OK && probe && !e->compute->mem) { /* a device would have to be filled first */
         double block = 0;
         st = need_arena(e, p.memory.total, err);
         qie_run run = run_of(e, e->act, e->int8, NULL);
@@ -355,6 +381,7 @@ qie_status qie_engine_bench(qie_engine *e, const qie_edit_options *edit,
                 err, "repeats", "repeats is %d, not within 1..%d", options->repeats,
                 QIE_BENCH_MAX_REPEATS);
     QIE_TRY(select_loras(e, edit, err));
+    QIE_TRY(adapt_device(e, err));
     int64_t limit = limit_of(e);
     qie_status st = qie_prepare(&e->model, edit, e->act, limit, &p, err);
     if (st == QIE_OK)
@@ -404,6 +431,7 @@ qie_status qie_engine_edit(qie_engine *e, const qie_edit_options *options, qie_e
     QIE_TRY(
         qie_engine_check(e, err)); /* a device that failed stays failed: no guess about memory */
     QIE_TRY(select_loras(e, options, err));
+    QIE_TRY(adapt_device(e, err));
     qie_observer *observer = NULL;
     QIE_TRY(qie_observer_create_from_env(&observer, err));
     bool non_finite;

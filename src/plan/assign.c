@@ -1,5 +1,6 @@
 #include "plan/assign.h"
 
+#include <stdio.h>
 #include <string.h>
 
 /* The most useful first: uses per byte over an edit. */
@@ -121,6 +122,8 @@ static bool try_lanes(job *j, const lane *lanes, int n_lanes, bool may_stream, b
     out->streamed_bytes = 0;
     out->slot_bytes = 0;
     out->n_slots = j->r->level >= 3 ? 2 : QIE_ASSIGN_SLOTS;
+    memset(out->need, 0, sizeof out->need);
+    memset(out->held_bytes, 0, sizeof out->held_bytes);
     for (size_t g = 0; g < j->n; g++)
         if (!always_held(j->groups[g].kind) && j->groups[g].bytes > out->slot_bytes)
             out->slot_bytes = j->groups[g].bytes;
@@ -168,32 +171,79 @@ bool qie_assign(const qie_assign_request *r, qie_assign_group *groups, size_t n,
         j.room[c] = r->offer[c] - r->work - j.fixed[c];
     /* The first card is where everything begins and ends; others without room for the work are left
      * out. */
-    lane one = {1, {0}}, all = {0}, halves[QIE_ASSIGN_LANES] = {{0}, {0}};
-    for (int c = 0; c < r->n_cards; c++) {
-        if (c && j.room[c] <= 0)
-            continue;
-        /* 0, 3, 4 ... and 1, 2, 5 ...: halves of about the same room */
-        lane *half = &halves[(all.n + 1) / 2 % 2];
-        half->cards[half->n++] = c;
-        all.cards[all.n++] = c;
-    }
+    lane one = {1, {0}}, all = {0};
+    for (int c = 0; c < r->n_cards; c++)
+        if (!c || j.room[c] > 0)
+            all.cards[all.n++] = c;
     int usable = all.n;
     out->n_cards = 1;
-    if (r->level < 1 && r->n_passes > 1 && usable > 1 &&
-        try_lanes(&j, halves, QIE_ASSIGN_LANES, false, true)) {
-        out->form = QIE_FORM_PARALLEL;
-        out->n_cards = usable;
-        return true;
+    for (int k = 2; r->level < 1 && r->n_passes > 1 && k <= usable; k++) {
+        lane halves[QIE_ASSIGN_LANES] = {{0}, {0}};
+        for (int i = 0; i < k; i++) { /* 0, 3, 4 ... and 1, 2, 5 ...: of about the same room */
+            lane *half = &halves[(i + 1) / 2 % 2];
+            half->cards[half->n++] = all.cards[i];
+        }
+        if (try_lanes(&j, halves, QIE_ASSIGN_LANES, false, true)) {
+            out->form = QIE_FORM_PARALLEL;
+            out->n_cards = k;
+            return true;
+        }
     }
     if (r->level < 2 && try_lanes(&j, &one, 1, false, true)) {
         out->form = QIE_FORM_RESIDENT;
         return true;
     }
-    if (r->level < 2 && usable > 1 && try_lanes(&j, &all, 1, true, true)) {
-        out->form = QIE_FORM_SHARDED;
-        out->n_cards = usable;
-        return true;
+    for (int k = 2; r->level < 2 && k <= usable; k++) {
+        lane some = all;
+        some.n = k;
+        if (try_lanes(&j, &some, 1, k == usable, true)) {
+            out->form = QIE_FORM_SHARDED;
+            out->n_cards = k;
+            return true;
+        }
     }
     out->form = QIE_FORM_STREAMED;
     return try_lanes(&j, &one, 1, true, r->level < 2);
+}
+
+bool qie_assign_any(const qie_assign_request *r, qie_assign_group *groups, size_t n,
+                    qie_assign_result *out) {
+    qie_assign_request q = *r;
+    for (; q.level <= 3; q.level++)
+        if (qie_assign(&q, groups, n, out))
+            return true;
+    return false;
+}
+
+void qie_assign_words(const qie_assign_result *r, const int *numbers, const char *const *names,
+                      char *out, size_t cap) {
+    const double gib = 1073741824.0;
+    size_t n = (size_t)snprintf(out, cap, "%s", qie_assign_form_name(r->form));
+    for (int c = 0; c < QIE_ASSIGN_CARDS_MAX && n < cap; c++)
+        if (r->need[c])
+            n += (size_t)snprintf(
+                out + n, cap - n, "%s GPU %d (%.40s): %.1f GiB of weights, %.1f GiB in all",
+                c ? ";" : ",", numbers[c], names[c], (double)r->held_bytes[c] / gib,
+                (double)(r->need[c] + QIE_GPU_RUNTIME) / gib);
+    if (r->streams && n < cap)
+        snprintf(out + n, cap - n, "; %.1f GiB pass through %d slots",
+                 (double)r->streamed_bytes / gib, r->n_slots);
+}
+
+static int64_t aligned(int64_t n) {
+    return (n + QIE_GPU_ALIGN - 1) / QIE_GPU_ALIGN * QIE_GPU_ALIGN;
+}
+
+qie_gpu_space qie_gpu_space_make(int64_t k, int64_t n, int64_t conv_k, int64_t conv_n) {
+    int64_t widest = k > n ? k : n, conv = 4 * conv_k * conv_n;
+    /* 128 MiB: a product of the released model's widest layer goes in a few pieces */
+    qie_gpu_space s = {.libs = (int64_t)32 << 20,
+                       .product = aligned(widest > 4096 ? (int64_t)128 << 20 : 4 * 512 * n),
+                       .panel = aligned(widest > 4096 ? (int64_t)128 << 20 : 4 * 64 * widest),
+                       .low = aligned(4 * 4 * 256 * widest),
+                       .small = (int64_t)1 << 20};
+    if (s.panel < conv)
+        s.panel = aligned(conv);
+    s.total = s.libs + s.product + s.panel + s.low + s.small;
+    return s;
 }

@@ -5,8 +5,9 @@
  * fixed layers; on the first the VAE too. The rest is held where it fits, the most used first
  * (blocks of the transformer run at every step, modulation and text encoder once an edit); what
  * does not fit passes through a ring of slots, one group computing while the next one arrives.
- * Several cards share the layers in contiguous runs in proportion to their room; where each half of
- * them could hold everything, the two guidance passes get one half each. */
+ * Several cards share the layers in contiguous runs in proportion to their room: the fewest that
+ * hold everything, else all of them. Where each half of some could hold everything, the two
+ * guidance passes get one half each, again of the fewest. */
 #ifndef QIE_PLAN_ASSIGN_H
 #define QIE_PLAN_ASSIGN_H
 
@@ -15,6 +16,12 @@
 #include <stdint.h>
 
 #define QIE_ASSIGN_CARDS_MAX 8
+/* A CUDA context with the libraries' own memory on one card: 0.4 to 0.7 GiB on cards of the last
+ * three generations; taken at the upper end. */
+#define QIE_GPU_RUNTIME ((int64_t)768 << 20)
+/* What the arena of an edit takes above its plan: rounding of the last allocation. */
+#define QIE_ARENA_SLACK ((int64_t)64 << 10)
+#define QIE_GPU_ALIGN 256
 #define QIE_ASSIGN_LANES 2
 /* Slots of the ring: one computing, one arriving, one being given back. */
 #define QIE_ASSIGN_SLOTS 3
@@ -66,6 +73,26 @@ typedef struct qie_assign_result {
 /* False if it does not fit in any form at this level: out->need says what one card would need. */
 bool qie_assign(const qie_assign_request *r, qie_assign_group *groups, size_t n,
                 qie_assign_result *out);
+/* The same at r->level or the next one that fits; false if none does. */
+bool qie_assign_any(const qie_assign_request *r, qie_assign_group *groups, size_t n,
+                    qie_assign_result *out);
 const char *qie_assign_form_name(qie_assign_form form);
+/* One line for people: form, then weights and memory in all of each card, as numbered and named
+ * here; the runtime's own memory counts. */
+void qie_assign_words(const qie_assign_result *r, const int *numbers, const char *const *names,
+                      char *out, size_t cap);
+
+/* Memory that operations need beside activations, on every card, in bytes. */
+typedef struct qie_gpu_space {
+    int64_t libs;    /* of cuBLASLt */
+    int64_t product; /* results before their epilogue, in pieces of rows */
+    int64_t panel;   /* converted weights: 64 rows of any at least, and a convolution's whole */
+    int64_t low;     /* low-rank factors and gathered rows */
+    int64_t small;   /* lists of the host */
+    int64_t total;
+} qie_gpu_space;
+/* From the largest extents of any linear layer (k, n) and of any convolution. */
+qie_gpu_space qie_gpu_space_make(int64_t max_k, int64_t max_n, int64_t max_conv_k,
+                                 int64_t max_conv_n);
 
 #endif

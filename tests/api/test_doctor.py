@@ -93,10 +93,18 @@ def levels(j, id_):
     return [c["level"] for c in j["checks"] if c["id"] == id_]
 
 
-def test_four_free_cards_resident(folder):
+def test_four_free_cards_a_pass_on_each_of_two(folder):
     j, text = doctor(folder, "".join(gpu(i, 80, 0.5) for i in range(4)), rc=0)
-    equal(j["placement"]["best"], "resident")
+    equal(j["placement"]["best"], "parallel")
+    equal(j["placement"]["used"]["gpus"], [0, 1])
     equal(len(j["gpus"]["cards"]), 4)
+    check("GPUs 0,1 hold a whole model for each guidance pass" in text, text)
+    check("parallel, GPU 0 (" in text and "GPU 2 (" not in text, text)
+
+
+def test_one_free_card_resident(folder):
+    j, text = doctor(folder, gpu(0, 80, 0.5) + gpu(1, 80, 70), rc=0)
+    equal(j["placement"]["best"], "resident")
     check("fits on GPU 0" in text, text)
     check("head-room" in text)
 

@@ -1,8 +1,10 @@
-/* The CUDA runtime on the CPU, as unkind as the real one is allowed to be: nothing that is queued
- * runs before somebody waits, and then the streams take turns at random, held back by events
- * alone. Memory of a device cannot be touched while another one works. */
+/* The CUDA runtime on the CPU, as unkind as the real one is allowed to be: what is queued runs at
+ * once, or not before somebody waits, or at random, as the seed says, held back by the order of its
+ * stream and by events alone; the end of a copy is spoiled before it comes. Memory of a device
+ * cannot be touched while another one works. */
 #include "double.h"
 
+#include <dlfcn.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -24,6 +26,7 @@ struct work {
     std::function<void()> run; /* empty: an event's wait or record */
     cu_event wait, record;
     int64_t round;
+    bool poison; /* not work of the program: spoils the end of the copy behind it */
 };
 
 struct block {
@@ -37,7 +40,9 @@ cu_double_stats stats;
 bool configured, lost;
 std::vector<block> blocks;
 std::vector<cu_stream> streams;
+std::vector<const void *> sites;
 uint64_t dice;
+int n_streams;   /* made so far */
 int active = -1; /* device whose memory can be touched; -1: all */
 char text[256];
 
@@ -60,6 +65,7 @@ uint64_t next_random() {
 
 struct cu_stream_s {
     int device, number; /* physical; as the process counts */
+    int serial;         /* in order of creation */
     std::deque<work> queue;
 };
 
@@ -80,11 +86,23 @@ extern "C" void cu_double_configure(const cu_double_options *o) {
     dice = o->seed * 2654435761u + 1;
     lost = false;
     configured = true;
+    n_streams = 0;
+    sites.clear();
     text[0] = 0;
 }
 
 extern "C" cu_double_stats cu_double_stats_get(void) {
     return stats;
+}
+
+__attribute__((destructor)) static void report() {
+    const char *path = getenv("QIE_CUDA_DOUBLE_REPORT");
+    FILE *f = path && configured ? fopen(path, "w") : nullptr;
+    if (!f)
+        return;
+    fprintf(f, "orders=%lld sites=%lld works=%lld\n", (long long)stats.orders,
+            (long long)stats.sites, (long long)stats.works);
+    fclose(f);
 }
 
 namespace {
@@ -103,6 +121,10 @@ void from_environment() {
             o.n_devices = (int)v;
         else if (!strcmp(key, "seed"))
             o.seed = v;
+        else if (!strcmp(key, "drop"))
+            o.drop = (int64_t)v;
+        else if (!strcmp(key, "drop_site"))
+            o.drop_site = (int64_t)v;
         else if (!strcmp(key, "cc")) {
             o.cc_major = (int)(v / 10);
             o.cc_minor = (int)(v % 10);
@@ -158,48 +180,127 @@ bool blocked(const work &w) {
     return w.wait && w.wait->done < w.round;
 }
 
-/* One piece of work of a stream that may go on. False: none may. */
-bool run_one() {
-    cu_stream able[64];
-    size_t n = 0;
-    for (cu_stream s : streams)
-        if (!s->queue.empty() && !blocked(s->queue.front()) && n < 64)
-            able[n++] = s;
-    if (!n)
+bool hurried(const cu_stream_s *s) {
+    switch (options.seed % CU_DOUBLE_POLICIES) {
+    case 1: return s->serial % 2 == 1;
+    case 2: return s->serial % 2 == 0;
+    case 3: return ((options.seed * 0x9e3779b97f4a7c15ull) >> (s->serial % 48 + 8)) & 1;
+    default: return false;
+    }
+}
+
+/* The first piece of work of a stream, if nothing holds it. */
+bool run_head(cu_stream s) {
+    if (s->queue.empty() || blocked(s->queue.front()))
         return false;
-    /* A stream that may go on goes on for long, while others starve: taking turns piece by piece
-     * would hide a missing wait, since a single copy is soon done. */
-    static cu_stream favourite;
-    bool can = false;
-    for (size_t i = 0; i < n; i++)
-        can = can || able[i] == favourite;
-    if (!can || next_random() % 256 == 0)
-        favourite = able[next_random() % n];
-    cu_stream s = favourite;
     work w = std::move(s->queue.front());
     s->queue.pop_front();
     if (w.record) {
         if (w.record->done < w.round)
             w.record->done = w.round;
     } else if (w.run) {
-        stats.works++;
-        stats.works_of[s->device]++;
-        if (options.lose_at && stats.works >= options.lose_at)
-            lost = true;
+        if (!w.poison) {
+            stats.works++;
+            stats.works_of[s->device]++;
+            if (options.lose_at && stats.works >= options.lose_at)
+                lost = true;
+        }
         if (!lost)
             w.run();
     }
     return true;
 }
 
+/* Everything in front of the stream's next piece of real work: events cost nothing, and the end of
+ * a copy that is about to come may be spoiled as soon as the stream is there. */
+void advance(cu_stream s) {
+    while (!s->queue.empty() && (s->queue.front().poison || !s->queue.front().run) && run_head(s)) {
+    }
+}
+
+/* What runs although nobody waits for it. */
+void pump() {
+    bool more = true;
+    while (more) {
+        more = false;
+        for (cu_stream s : streams) {
+            advance(s);
+            while (hurried(s) && run_head(s))
+                more = true;
+        }
+    }
+    if (options.seed % CU_DOUBLE_POLICIES == 4)
+        for (uint64_t n = next_random() % 4; n && !streams.empty(); n--)
+            run_head(streams[next_random() % streams.size()]);
+    if (options.seed % CU_DOUBLE_POLICIES == 5) {
+        static cu_stream favourite;
+        bool there = false;
+        for (cu_stream s : streams)
+            there = there || s == favourite;
+        if (!streams.empty() && (!there || next_random() % 256 == 0))
+            favourite = streams[next_random() % streams.size()];
+        while (!streams.empty() && next_random() % 256 && run_head(favourite)) {
+        }
+    }
+}
+
+/* One piece of work of this stream, after what it has to wait for: only that. */
+void force(cu_stream s, int depth) {
+    if (depth > 256)
+        broken("streams wait for each other");
+    cu_event wait = s->queue.front().wait;
+    int64_t round = s->queue.front().round;
+    while (wait && wait->done < round) {
+        cu_stream owner = nullptr;
+        for (cu_stream x : streams)
+            for (const work &r : x->queue)
+                if (r.record == wait && r.round >= round)
+                    owner = x;
+        if (!owner)
+            broken("a stream waits for an event that nobody will record");
+        force(owner, depth + 1);
+    }
+    run_head(s);
+    pump();
+}
+
 void queue(cu_stream s, std::function<void()> f) {
-    s->queue.push_back(work{std::move(f), nullptr, nullptr, 0});
+    s->queue.push_back(work{std::move(f), nullptr, nullptr, 0, false});
+    pump();
+}
+
+/* A copy in two pieces: its end is spoiled as early as may be (NaN in every floating type), and
+ * filled as late as may be. Whoever reads it too early, or still needs what lay there, shows. */
+void queue_copy(cu_stream s, int dst_device, void *dst, size_t n, std::function<void()> f) {
+    s->queue.push_back(work{[=]() {
+                                touchable(dst_device < 0 ? -1 : dst_device);
+                                memset(dst, 0xff, n);
+                            },
+                            nullptr, nullptr, 0, true});
+    queue(s, std::move(f));
 }
 
 void drain() {
-    while (run_one()) {
-    }
+    for (cu_stream s : streams)
+        while (!s->queue.empty())
+            force(s, 0);
     touchable(-1);
+}
+
+/* Is this call that makes an order to be forgotten? Places are told by the caller's address. */
+bool forgotten(const void *caller) {
+    size_t i = 0;
+    while (i < sites.size() && sites[i] != caller)
+        i++;
+    if (i == sites.size()) {
+        Dl_info in;
+        sites.push_back(caller);
+        if (i < CU_DOUBLE_SITES && dladdr(caller, &in))
+            stats.site_at[i] = (size_t)(static_cast<const char *>(caller) -
+                                        static_cast<const char *>(in.dli_fbase));
+    }
+    stats.sites = (int64_t)sites.size();
+    return ++stats.orders == options.drop || (int64_t)i + 1 == options.drop_site;
 }
 
 int allocate(int device, size_t n, void **out) {
@@ -367,7 +468,7 @@ int cu_stream_create(int device, cu_stream *out) {
     *out = nullptr;
     if (int rc = dead())
         return rc;
-    *out = new cu_stream_s{physical(device), device, {}};
+    *out = new cu_stream_s{physical(device), device, n_streams++, {}};
     streams.push_back(*out);
     return CU_OK;
 }
@@ -387,9 +488,10 @@ int cu_stream_device(cu_stream s) {
 }
 
 int cu_stream_sync(cu_stream s) {
+    if (forgotten(__builtin_return_address(0)))
+        return dead();
     while (!s->queue.empty())
-        if (!run_one())
-            broken("a stream waits for an event that nobody will record");
+        force(s, 0);
     touchable(-1);
     return dead();
 }
@@ -413,24 +515,37 @@ void cu_event_destroy(cu_event e) {
 int cu_event_record(cu_event e, cu_stream s) {
     if (int rc = dead())
         return rc;
-    s->queue.push_back(work{nullptr, nullptr, e, ++e->recorded});
+    if (forgotten(__builtin_return_address(0)))
+        return CU_OK;
+    s->queue.push_back(work{nullptr, nullptr, e, ++e->recorded, false});
+    pump();
     return CU_OK;
 }
 
 int cu_stream_wait(cu_stream s, cu_event e) {
     if (int rc = dead())
         return rc;
-    if (++stats.waits == options.drop_wait)
+    if (forgotten(__builtin_return_address(0)))
         return CU_OK;
-    s->queue.push_back(work{nullptr, e, nullptr, e->recorded});
+    s->queue.push_back(work{nullptr, e, nullptr, e->recorded, false});
+    pump();
     return CU_OK;
 }
 
 int cu_event_sync(cu_event e) {
     int64_t until = e->recorded;
-    while (e->done < until)
-        if (!run_one())
+    if (forgotten(__builtin_return_address(0)))
+        return dead();
+    while (e->done < until) {
+        cu_stream owner = nullptr;
+        for (cu_stream x : streams)
+            for (const work &w : x->queue)
+                if (w.record == e)
+                    owner = x;
+        if (!owner)
             broken("an event is waited for that nobody will record");
+        force(owner, 0);
+    }
     touchable(-1);
     return dead();
 }
@@ -442,7 +557,7 @@ int cu_copy_in(cu_stream s, void *dst, const void *src, size_t n) {
     need(src, n, -1, "the source of a copy");
     stats.copies_in_bytes += (int64_t)n;
     int device = s->device;
-    queue(s, [=]() {
+    queue_copy(s, device, dst, n, [=]() {
         touchable(device);
         memcpy(dst, src, n);
     });
@@ -455,7 +570,7 @@ int cu_copy_out(cu_stream s, void *dst, const void *src, size_t n) {
     need(src, n, s->device, "the source of a copy");
     need(dst, n, -1, "the end of a copy");
     int device = s->device;
-    queue(s, [=]() {
+    queue_copy(s, -1, dst, n, [=]() {
         touchable(device);
         memcpy(dst, src, n);
     });
@@ -469,7 +584,7 @@ int cu_copy_peer(cu_stream s, int dst_device, void *dst, const void *src, size_t
     need(src, n, s->device, "the source of a copy");
     need(dst, n, dst_device, "the end of a copy");
     stats.copies_peer_bytes += (int64_t)n;
-    queue(s, [=]() {
+    queue_copy(s, dst_device, dst, n, [=]() {
         touchable(-1);
         memcpy(dst, src, n);
     });

@@ -1,6 +1,7 @@
 /* The double of the CUDA runtime: how a test sets it up and what it tells. Exported by
  * qie_cuda_double.so, which also reads QIE_CUDA_DOUBLE ("devices=2,memory=64,seed=3": memory in
- * MiB, one number or one a device with ':' between). */
+ * MiB, one number or one a device with ':' between), and at its end writes into the file that
+ * QIE_CUDA_DOUBLE_REPORT names how many calls made an order, and from how many places. */
 #ifndef TESTS_CUDA_DOUBLE_H
 #define TESTS_CUDA_DOUBLE_H
 
@@ -12,22 +13,31 @@ extern "C" {
 #endif
 
 #define CU_DOUBLE_DEVICES 8
+#define CU_DOUBLE_POLICIES 6
+#define CU_DOUBLE_SITES 64
 
 typedef struct cu_double_options {
     int n_devices;
     size_t memory[CU_DOUBLE_DEVICES]; /* bytes */
     int cc_major, cc_minor;
-    uint64_t seed;      /* of the order of work */
+    /* Of the order of work; its remainder by CU_DOUBLE_POLICIES chooses who is in a hurry:
+     * 0 nobody: work runs when somebody waits for it; 1 every second stream (of this program: the
+     * copies) runs at once, the others late; 2 the other way round; 3 streams drawn by lot; 4 work
+     * drawn by lot; 5 one stream for long, while others starve. */
+    uint64_t seed;
     int64_t fail_alloc; /* the N-th device allocation fails for want of memory, 1 based; 0: none */
     int64_t fail_host;  /* the same for pinned host memory */
     int64_t lose_at;    /* the device is lost when the N-th piece of work runs */
-    int64_t drop_wait;  /* the N-th wait for an event is forgotten */
+    /* Forgotten: the N-th call that makes an order (an event recorded, waited for by a stream or by
+     * the host, a stream waited for), or all such calls from the N-th place in the program. */
+    int64_t drop, drop_site;
 } cu_double_options;
 
 typedef struct cu_double_stats {
-    int64_t allocs, host_allocs, works, waits, copies_in_bytes, copies_peer_bytes;
+    int64_t allocs, host_allocs, works, orders, sites, copies_in_bytes, copies_peer_bytes;
     size_t live[CU_DOUBLE_DEVICES], peak[CU_DOUBLE_DEVICES], host_live;
     int64_t works_of[CU_DOUBLE_DEVICES];
+    size_t site_at[CU_DOUBLE_SITES]; /* address of the place within the object, for addr2line */
 } cu_double_stats;
 
 /* Forgets everything of before; nothing may be live. */

@@ -379,6 +379,139 @@ QTEST(test_cuda_kernels_convert_equals_plain_c) {
     }
 }
 
+/* Weights of every type, blocks of random bytes included, against the decoders of the CPU; what is
+ * not finite there need not be the same here. */
+QTEST(test_cuda_kernels_dequantize_equals_plain_c) {
+    static const qie_dtype types[] = {QIE_F32,     QIE_BF16,   QIE_F16,   QIE_I8,   QIE_F8_E4M3,
+                                      QIE_F8_E5M2, QIE_Q4_0,   QIE_Q4_1,  QIE_Q5_0, QIE_Q5_1,
+                                      QIE_Q8_0,    QIE_Q2_K,   QIE_Q3_K,  QIE_Q4_K, QIE_Q5_K,
+                                      QIE_Q6_K,    QIE_IQ4_NL, QIE_IQ4_XS};
+    for (qie_dtype t : types) {
+        int64_t block = qie_dtype_block_elements(t);
+        for (int64_t k : {block > 1 ? block : 1, 3 * block, block > 1 ? 5 * block : 37})
+            for (int scales = 0; scales < (t == QIE_I8 || t == QIE_F8_E4M3 ? 3 : 1); scales++)
+                for (qie_dtype to : ACT) {
+                    int64_t rows = 7, row0 = 2, n = 4;
+                    size_t row = qie_dtype_row_bytes(t, k);
+                    std::vector<unsigned char> bytes(row * (size_t)rows);
+                    for (auto &x : bytes) {
+                        rnd();
+                        x = (unsigned char)(dice >> 40);
+                    }
+                    if (t == QIE_F32)
+                        for (size_t i = 3; i < bytes.size(); i += 4)
+                            bytes[i] &= 0xbf; /* below 2: no bf16 overflow on the way */
+                    std::vector<float> scale((size_t)rows), want((size_t)k);
+                    for (auto &x : scale)
+                        x = rnd();
+                    buf out(to, (size_t)(n * k));
+                    qie_wmat w = {bytes.data(),
+                                  t,
+                                  rows,
+                                  k,
+                                  scales ? scale.data() : NULL,
+                                  scales == 2 ? rows : scales};
+                    run([&](cu_stream s) { cu_k_dequantize(s, w, row0, n, out.data(), to); });
+                    for (int64_t r = 0; r < n; r++) {
+                        qie_to_f32(want.data(), bytes.data() + row * (size_t)(row0 + r), t,
+                                   (size_t)k);
+                        for (int64_t i = 0; i < k; i++) {
+                            float y = want[(size_t)i];
+                            if (scales)
+                                y *= scale[scales == 2 ? (size_t)(row0 + r) : 0];
+                            if (to == QIE_BF16)
+                                y = qie_bf16_to_f32(qie_f32_to_bf16(y));
+                            float x = qie_ref_load(out.data(), to, r * k + i);
+                            if (std::isfinite(y) ? x != y : std::isfinite(x)) {
+                                printf("  %s, k %lld, row %lld, element %lld\n", qie_dtype_name(t),
+                                       (long long)k, (long long)r, (long long)i);
+                                ASSERT(x == y);
+                            }
+                        }
+                    }
+                    ASSERT(out.guarded());
+                }
+    }
+}
+
+/* Rows as 8-bit integers with a scale each, and what a product of them is worth: within half a step
+ * of every value, and exactly the sum that the scales say. */
+QTEST(test_cuda_kernels_int8_rows_and_products) {
+    for (int64_t k : {16, 33, 130}) {
+        int64_t m = 5, n = 7, ld = k + 2;
+        buf x(QIE_BF16, (size_t)(m * ld));
+        std::vector<signed char> q((size_t)(m * k) + 1, 99);
+        std::vector<float> row((size_t)m), col((size_t)n);
+        for (int64_t i = 0; i < k; i++)
+            x.put((size_t)(2 * ld + i), 0); /* a row of zeros */
+        qie_mat mx = {x.data(), QIE_BF16, m, k, ld};
+        run([&](cu_stream s) { cu_k_quantize_int8(s, mx, q.data(), row.data()); });
+        for (int64_t r = 0; r < m; r++)
+            for (int64_t i = 0; i < k; i++) {
+                float v = qie_ref_load(x.data(), QIE_BF16, r * ld + i),
+                      got = (float)q[(size_t)(r * k + i)] * row[(size_t)r];
+                ASSERT_LE(fabs((double)(got - v)), 0.5001 * (double)row[(size_t)r]);
+            }
+        ASSERT_INT(q[(size_t)(m * k)], 99);
+        std::vector<int32_t> y((size_t)(m * n));
+        for (auto &v : y) {
+            rnd();
+            v = (int32_t)(dice >> 44) - 500000;
+        }
+        for (auto &v : col)
+            v = rnd();
+        for (int64_t n_col : {(int64_t)1, n})
+            for (int bf = 0; bf < 2; bf++) {
+                qie_dtype t = bf ? QIE_BF16 : QIE_F32;
+                buf bias(QIE_F32, (size_t)n), dst(t, (size_t)(m * n));
+                cu_epilogue_args e = {};
+                e.y = y.data();
+                e.y_type = QIE_I32;
+                e.m = m;
+                e.n = n;
+                e.bias = {bias.data(), QIE_F32, n};
+                e.dst = {dst.data(), t, m, n, n};
+                e.row_scale = row.data();
+                e.col_scale = col.data();
+                e.n_col_scale = n_col;
+                run([&](cu_stream s) { cu_k_epilogue(s, &e); });
+                for (int64_t i = 0; i < m * n; i++) {
+                    float v = (float)y[(size_t)i] * row[(size_t)(i / n)] *
+                                  col[n_col == 1 ? 0 : (size_t)(i % n)] +
+                              qie_ref_load(bias.data(), QIE_F32, i % n);
+                    v = bf ? qie_bf16_to_f32(qie_f32_to_bf16(v)) : v;
+                    ASSERT(v == qie_ref_load(dst.data(), t, i));
+                }
+                ASSERT(dst.guarded());
+            }
+    }
+}
+
+/* A matrix as fp8 with one scale: the largest value meets 448, every other is the nearest of its
+ * size. */
+QTEST(test_cuda_kernels_fp8_matrix) {
+    int64_t m = 3, k = 70, ld = 75;
+    buf x(QIE_BF16, (size_t)(m * ld), 3);
+    std::vector<unsigned char> q((size_t)(m * k));
+    float scale = 0;
+    unsigned amax = 0;
+    qie_mat mx = {x.data(), QIE_BF16, m, k, ld};
+    run([&](cu_stream s) { cu_k_quantize_fp8(s, mx, q.data(), &scale, &amax); });
+    float most = 0;
+    for (int64_t r = 0; r < m; r++)
+        for (int64_t i = 0; i < k; i++)
+            most = fmaxf(most, fabsf(qie_ref_load(x.data(), QIE_BF16, r * ld + i)));
+    ASSERT_LE(fabs((double)(scale * 448 / most - 1)), 1e-5);
+    for (int64_t r = 0; r < m; r++)
+        for (int64_t i = 0; i < k; i++) {
+            float v = qie_ref_load(x.data(), QIE_BF16, r * ld + i),
+                  got = cu_e4m3_to_f32(q[(size_t)(r * k + i)]) * scale;
+            /* half a step of 3 bits of mantissa, or of the smallest number */
+            ASSERT_LE(fabs((double)(got - v)),
+                      fmax(fabs((double)v) / 16, (double)scale / 1024) * 1.01);
+        }
+}
+
 /* Every byte of fp8 against the value by its definition. */
 QTEST(test_cuda_kernels_fp8_equals_its_definition) {
     for (int i = 0; i < 256; i++) {

@@ -259,9 +259,18 @@ QTEST(test_endpoint_settings) {
 static const int64_t G = (int64_t)1 << 30;
 
 QTEST(test_placement_kinds) {
-    qie_placement_model m = qie_placement_released();
+    qie_placement_model m;
     qie_placement p;
     char words[500];
+    qie_placement_released(&m);
+    double all = 0; /* the groups are all of the weights but the embedding */
+    for (size_t i = 0; i < m.n_groups; i++)
+        all += (double)m.groups[i].bytes;
+    ASSERT_LE(fabs(all / (40.86e9 + 16.58e9 - 1.09e9 * 2 + 0.254e9) - 1), 0.02);
+    qie_placement_gpu both[] = {{4, 80 * G, 79 * G}, {5, 80 * G, 78 * G}};
+    qie_placement_make(&m, both, 2, 6 * G, 100 * G, &p);
+    ASSERT_INT(p.best, QIE_PLACE_PARALLEL);
+    ASSERT_INT(p.used.n_gpus, 2);
     qie_placement_gpu big[] = {{4, 80 * G, 79 * G}, {5, 80 * G, 20 * G}};
     qie_placement_make(&m, big, 2, 6 * G, 100 * G, &p);
     ASSERT_INT(p.best, QIE_PLACE_RESIDENT);

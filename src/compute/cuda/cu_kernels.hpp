@@ -16,6 +16,8 @@ void cu_k_cfg_combine(cu_stream s, const float *cond, const float *uncond, float
 /* kernels_elements.cu: every element on its own */
 void cu_k_convert(cu_stream s, qie_mat src, qie_mat dst);
 void cu_k_axpy(cu_stream s, float a, const float *x, float *y, int64_t n);
+/* n BF16 values within +-0.02, drawn by position: weights for measurements */
+void cu_k_fill_random(cu_stream s, void *dst, int64_t n, uint32_t seed);
 /* *flag |= 1 if a value is infinite or NaN */
 void cu_k_find_bad(cu_stream s, const float *v, int64_t n, unsigned *flag);
 /* What a product is worth: dst = store(act(y + bias)). y [m, n] F32 or BF16, ld n. gate and split

@@ -12,7 +12,7 @@ bool cu_good(cu_backend *b, int card, int rc) {
     if (!b->failed) {
         b->failed = rc;
         snprintf(b->why, sizeof b->why, "GPU %d (%.60s): %.150s",
-                 card >= 0 ? b->cards[card].id : -1, card >= 0 ? b->cards[card].info.name : "?",
+                 card >= 0 ? b->cards[card].number : -1, card >= 0 ? b->cards[card].info.name : "?",
                  cu_text());
     }
     return false;
@@ -263,9 +263,17 @@ static const char *mem_describe(qie_compute *c) {
     return cu_of(c)->description;
 }
 
-const qie_mem_ops cu_mem_ops = {mem_reserve,  cu_weights_load, mem_upload,      mem_download,
-                                mem_zero,     mem_share,       mem_begin_group, mem_begin_pass,
-                                mem_end_pass, mem_check,       mem_room,        mem_describe};
+static qie_status mem_plan(qie_compute *c, size_t n, char *out, size_t cap, qie_error *err) {
+    cu_backend *b = cu_of(c);
+    out[0] = 0;
+    QIE_TRY(mem_check(c, err));
+    return cu_weights_plan(b, n, out, cap, err);
+}
+
+const qie_mem_ops cu_mem_ops = {mem_reserve,    cu_weights_load, cu_weights_adapt, mem_upload,
+                                mem_download,   mem_zero,        mem_share,        mem_begin_group,
+                                mem_begin_pass, mem_end_pass,    mem_check,        mem_room,
+                                mem_describe,   mem_plan};
 
 int cu_memory_create(cu_backend *b, const qie_compute_limits *limits) {
     (void)limits;

@@ -117,6 +117,36 @@ static bool add_lowrank(const piece *p, const qie_lowrank *l, void *y, int64_t l
     return gemm(b, &g);
 }
 
+/* Bias, activation, gate and sum on a product, to where it goes. */
+static void store_piece(const piece *p, const void *y, qie_dtype y_type, const float *row_scale,
+                        const float *col_scale, int64_t n_col_scale) {
+    const qie_linear_args *a = p->a;
+    qie_vec bv = a->bias;
+    if (bv.data)
+        bv.data = offset(bv.data, p->n0, bv.dtype);
+    qie_mat dst = a->dst;
+    dst.data = offset(a->dst.data, p->r0 * a->dst.ld + p->n0, a->dst.dtype);
+    dst.rows = p->m;
+    dst.cols = p->n;
+    cu_epilogue_args e;
+    memset(&e, 0, sizeof e);
+    e.y = y;
+    e.y_type = y_type;
+    e.m = p->m;
+    e.n = p->n;
+    e.bias = bv;
+    e.act = a->act;
+    e.store = a->store;
+    for (int i = 0; i < 2; i++)
+        e.gate[i] = a->gate[i] ? a->gate[i] + p->n0 : NULL;
+    e.split = a->split - p->r0;
+    e.dst = dst;
+    e.row_scale = row_scale;
+    e.col_scale = col_scale;
+    e.n_col_scale = n_col_scale;
+    cu_k_epilogue(p->d->compute, &e);
+}
+
 static bool run_piece(const piece *p) {
     const qie_linear_args *a = p->a;
     cu_backend *b = p->b;
@@ -151,27 +181,98 @@ static bool run_piece(const piece *p) {
             return false;
     if (p->plain)
         return true;
-    qie_vec bv = a->bias;
-    if (bv.data)
-        bv.data = offset(bv.data, p->n0, bv.dtype);
-    qie_mat dst = a->dst;
-    dst.data = to;
-    dst.rows = p->m;
-    dst.cols = p->n;
-    cu_epilogue_args e;
-    memset(&e, 0, sizeof e);
-    e.y = y;
-    e.y_type = p->type;
-    e.m = p->m;
-    e.n = p->n;
-    e.bias = bv;
-    e.act = a->act;
-    e.store = a->store;
-    for (int i = 0; i < 2; i++)
-        e.gate[i] = a->gate[i] ? a->gate[i] + p->n0 : NULL;
-    e.split = a->split - p->r0;
-    e.dst = dst;
-    cu_k_epilogue(p->d->compute, &e);
+    store_piece(p, y, p->type, NULL, NULL, 0);
+    return true;
+}
+
+/* Products in 8 bits, where the caller allows them: weights in fp8 as fp8 with one scale for x, all
+ * others as integers with a scale for each row of x and of the weights. False: nothing was queued
+ * that matters, and the layer takes the usual way. */
+static bool in_8_bits(piece *p) {
+    const qie_linear_args *a = p->a;
+    cu_backend *b = p->b;
+    cu_card *d = p->d;
+    cu_stream s = d->compute;
+    int64_t k = a->w.k, m = a->x.rows;
+    bool fp8 = a->w.dtype == QIE_F8_E4M3 && a->w.n_scale <= 1 &&
+               d->info.cc_major * 10 + d->info.cc_minor >= 89;
+    /* multiples of 16: what the libraries ask of 8-bit operands */
+    if (!a->int8 || a->n_lowrank || p->type != QIE_BF16 || m < QIE_INT8_MIN_ROWS || k % 16 ||
+        a->w.n % 16)
+        return false;
+    /* panel: converted weights, then the same in bytes; low: x in bytes, then scales */
+    size_t half = b->panel_bytes / 2 / CU_ALIGN * CU_ALIGN, scales = (size_t)64 << 10;
+    bool whole = !fp8 && (a->w.dtype != QIE_I8 || (uintptr_t)a->w.data % 16);
+    int64_t np = whole ? (int64_t)(half / 2) / k / 16 * 16 : a->w.n, rows;
+    np = np < a->w.n ? np : a->w.n;
+    if (np > (int64_t)(scales / 8))
+        np = (int64_t)(scales / 8) / 16 * 16;
+    if (np < 16 || b->low_bytes < 2 * scales || (fp8 && (uintptr_t)a->w.data % 16) ||
+        (!fp8 && !whole && !a->w.scale))
+        return false;
+    rows = (int64_t)(b->low_bytes - scales) / k;
+    if (rows > (int64_t)(scales / 8))
+        rows = (int64_t)(scales / 8);
+    if (rows > (int64_t)(b->product_bytes / 4) / np)
+        rows = (int64_t)(b->product_bytes / 4) / np;
+    if (rows < 1)
+        return false;
+    unsigned char *wq = d->panel + half, *xq = d->low;
+    float *row_scale = (float *)(d->low + (b->low_bytes - scales) / CU_ALIGN * CU_ALIGN),
+          *col_scale = row_scale + scales / 8;
+    static const float one = 1;
+    const float *w_scale = a->w.scale;
+    if (fp8 && !w_scale)
+        w_scale = (const float *)cu_small(b, &one, sizeof one);
+    for (p->n0 = 0; p->n0 < a->w.n && !b->failed; p->n0 += np) {
+        p->n = a->w.n - p->n0 < np ? a->w.n - p->n0 : np;
+        const unsigned char *w = (const unsigned char *)a->w.data + p->n0 * k;
+        const float *cs = col_scale;
+        int64_t n_cs = p->n;
+        if (whole) {
+            cu_k_dequantize(s, a->w, p->n0, p->n, d->panel, QIE_BF16);
+            cu_k_quantize_int8(s, qie_mat_make(d->panel, QIE_BF16, p->n, k), wq, col_scale);
+            w = wq;
+        } else if (!fp8) {
+            n_cs = a->w.n_scale;
+            cs = a->w.scale + (n_cs > 1 ? p->n0 : 0);
+        }
+        for (p->r0 = 0; p->r0 < m; p->r0 += rows) {
+            p->m = m - p->r0 < rows ? m - p->r0 : rows;
+            qie_mat x = qie_mat_rows(a->x, p->r0, p->m);
+            if (fp8) {
+                unsigned *amax = (unsigned *)col_scale;
+                if (!cu_good(b, b->current, cu_zero(s, amax, sizeof *amax)))
+                    return true;
+                cu_k_quantize_fp8(s, x, xq, row_scale, amax);
+            } else
+                cu_k_quantize_int8(s, x, xq, row_scale);
+            qie_cu_gemm_args g;
+            memset(&g, 0, sizeof g);
+            g.m = p->m;
+            g.n = g.ldy = p->n;
+            g.k = g.ldx = g.ldw = k;
+            g.x = xq;
+            g.w = w;
+            g.y = d->product;
+            g.type = fp8 ? QIE_F8_E4M3 : QIE_I8;
+            g.y_type = fp8 ? QIE_BF16 : QIE_I32;
+            g.alpha = 1;
+            g.x_scale = fp8 ? row_scale : NULL;
+            g.w_scale = fp8 ? w_scale : NULL;
+            g.workspace = d->libs_space;
+            if (!qie_cu_gemm(d->libs, s, &g)) {
+                if (!p->n0 && !p->r0)
+                    return false;
+                gemm(b, &g); /* notes the failure: half of the layer is computed */
+                return true;
+            }
+            if (fp8)
+                store_piece(p, d->product, QIE_BF16, NULL, NULL, 0);
+            else
+                store_piece(p, d->product, QIE_I32, row_scale, cs, n_cs);
+        }
+    }
     return true;
 }
 
@@ -180,6 +281,11 @@ static void op_linear(qie_compute *c, const qie_linear_args *args) {
     cu_card *d = cu_ready(b);
     if (!d || args->x.rows < 1)
         return;
+    cu_profile_note(b, "linear %lld x %lld x %lld, %s weights, %s%s%s", (long long)args->x.rows,
+                    (long long)args->w.n, (long long)args->w.k, qie_dtype_name(args->w.dtype),
+                    qie_dtype_name(args->x.dtype),
+                    args->store == QIE_STORE_GATED_ADD ? ", gate and sum" : "",
+                    args->act == QIE_ACT_GELU_TANH ? ", GELU" : "");
     qie_linear_args a = *args;
     a.x = here(b, a.x);
     a.dst = here(b, a.dst);
@@ -197,6 +303,8 @@ static void op_linear(qie_compute *c, const qie_linear_args *args) {
     p.plain = a.store == QIE_STORE_SET && a.dst.dtype == p.type && !a.n_lowrank &&
               (a.act == QIE_ACT_NONE || a.act == QIE_ACT_GELU_TANH) &&
               (!a.bias.data || a.bias.dtype == p.type);
+    if (in_8_bits(&p))
+        return;
     size_t size = qie_dtype_size(p.type);
     int64_t panel = a.w.n;
     if (a.w.dtype != p.type || a.w.scale || (uintptr_t)a.w.data % 16) {
@@ -223,6 +331,7 @@ static void op_rms_norm(qie_compute *c, qie_mat x, qie_vec w, float eps, qie_mat
     cu_card *d = cu_ready(b);
     if (!d)
         return;
+    cu_profile_note(b, "rms_norm %lld x %lld", (long long)x.rows, (long long)x.cols);
     w = vec_here(b, w);
     if (!b->failed)
         cu_k_rms_norm(d->compute, here(b, x), w, eps, here(b, dst));
@@ -233,6 +342,7 @@ static void op_layer_norm(qie_compute *c, const qie_layer_norm_args *args) {
     cu_card *d = cu_ready(b);
     if (!d)
         return;
+    cu_profile_note(b, "layer_norm %lld x %lld", (long long)args->x.rows, (long long)args->x.cols);
     qie_layer_norm_args a = *args;
     a.x = here(b, a.x);
     a.dst = here(b, a.dst);
@@ -248,6 +358,8 @@ static void op_qk_norm_rope(qie_compute *c, const qie_qk_norm_rope_args *args) {
     cu_card *d = cu_ready(b);
     if (!d)
         return;
+    cu_profile_note(b, "qk_norm_rope %lld x %lld", (long long)args->x.rows,
+                    (long long)args->x.cols);
     qie_qk_norm_rope_args a = *args;
     a.x = here(b, a.x);
     a.norm = vec_here(b, a.norm);
@@ -262,6 +374,8 @@ static void op_attention(qie_compute *c, const qie_attention_args *args) {
     cu_card *d = cu_ready(b);
     if (!d || args->q.rows < 1)
         return;
+    cu_profile_note(b, "attention %lld x %lld, %d heads of %d", (long long)args->q.rows,
+                    (long long)args->k.rows, args->n_heads, args->head_dim);
     qie_attention_args a = *args;
     a.q = here(b, a.q);
     a.k = here(b, a.k);
@@ -282,6 +396,8 @@ static void op_conv2d(qie_compute *c, const qie_conv2d_args *args) {
     cu_card *d = cu_ready(b);
     if (!d)
         return;
+    cu_profile_note(b, "conv2d %d x %d, %d to %d, kernel %d", args->dst.h, args->dst.w, args->w.in,
+                    args->w.out, args->w.kh);
     qie_conv2d_args a = *args;
     a.x = here_map(b, a.x);
     a.dst = here_map(b, a.dst);
@@ -301,6 +417,7 @@ static void op_channel_norm(qie_compute *c, qie_fmap x, qie_vec gamma, bool silu
     cu_card *d = cu_ready(b);
     if (!d)
         return;
+    cu_profile_note(b, "channel_norm %d x %d x %d", x.h, x.w, x.c);
     gamma = vec_here(b, gamma);
     if (!b->failed)
         cu_k_channel_norm(d->compute, here_map(b, x), gamma, silu, here_map(b, dst));

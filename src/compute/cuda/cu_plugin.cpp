@@ -1,6 +1,12 @@
 /* The plugin's one exported symbol, and making and destroying the back end. */
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE /* O_TMPFILE */
+#endif
+#include <errno.h>
+#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include <new>
 
@@ -47,36 +53,26 @@ static qie_status devices(qie_device_info *out, int most, int *n, qie_error *err
     return QIE_OK;
 }
 
-static size_t up(size_t n) {
-    return (n + CU_ALIGN - 1) / CU_ALIGN * CU_ALIGN;
-}
-
-/* product: results before their epilogue, in pieces of rows; panel: converted weights, at least 64
- * rows of any, and whole weights of a convolution; low: low-rank factors and gathered rows. */
 static void sizes(const qie_compute_limits *l, cu_backend *b) {
-    size_t k = (size_t)l->max_k, n = (size_t)l->max_n, widest = k > n ? k : n;
-    size_t conv = 4 * (size_t)l->max_conv_k * (size_t)l->max_conv_n;
-    b->product_bytes = up(widest > 4096 ? (size_t)128 << 20 : 4 * 512 * n);
-    b->panel_bytes = up(widest > 4096 ? (size_t)128 << 20 : 4 * 64 * widest);
-    if (b->panel_bytes < conv)
-        b->panel_bytes = up(conv);
-    b->low_bytes = up(4 * 4 * 256 * widest);
-    b->work_bytes =
-        QIE_CU_LIBS_WORKSPACE + b->product_bytes + b->panel_bytes + b->low_bytes + CU_SMALL_BYTES;
+    qie_gpu_space s = qie_gpu_space_make(l->max_k, l->max_n, l->max_conv_k, l->max_conv_n);
+    static_assert(QIE_CU_LIBS_WORKSPACE == (size_t)32 << 20, "plan/assign.c");
+    static_assert(CU_SMALL_BYTES == (size_t)1 << 20, "plan/assign.c");
+    static_assert(CU_ALIGN == QIE_GPU_ALIGN, "plan/assign.h");
+    b->product_bytes = (size_t)s.product;
+    b->panel_bytes = (size_t)s.panel;
+    b->low_bytes = (size_t)s.low;
+    b->work_bytes = (size_t)s.total;
 }
 
-static size_t workspace(const qie_compute_limits *limits) {
-    cu_backend *b = (cu_backend *)calloc(1, sizeof *b);
-    size_t n = 0;
-    if (b) {
-        sizes(limits, b);
-        n = b->work_bytes;
-    }
-    free(b);
-    return n;
+static size_t workspace(const qie_compute_limits *l) {
+    return (size_t)qie_gpu_space_make(l->max_k, l->max_n, l->max_conv_k, l->max_conv_n).total;
 }
 
 static void release(void *state) {
+    cu_backend *b = (cu_backend *)state;
+    cu_profile_release(b);
+    if (b->offload >= 0)
+        close(b->offload);
     cu_memory_release((cu_backend *)state);
 }
 
@@ -93,6 +89,8 @@ static qie_status create(const qie_device_options *o, const qie_compute_limits *
         cu_card card;
         memset(&card, 0, sizeof card);
         card.id = o->devices[i];
+        card.number = o->numbers[i];
+        card.listed = o->listed[i];
         int rc = cu_info(card.id, &card.info);
         if (rc != CU_OK) {
             free(b);
@@ -101,7 +99,7 @@ static qie_status create(const qie_device_options *o, const qie_compute_limits *
         if (card.info.cc_major < LEAST_CC) {
             qie_status st =
                 qie_fail(err, QIE_E_UNAVAILABLE, "gpus",
-                         "GPU %d (%s) has compute capability %d.%d, 8.0 is the least", card.id,
+                         "GPU %d (%s) has compute capability %d.%d, 8.0 is the least", card.number,
                          card.info.name, card.info.cc_major, card.info.cc_minor);
             free(b);
             return st;
@@ -120,6 +118,23 @@ static qie_status create(const qie_device_options *o, const qie_compute_limits *
         }
         b->cards[at] = card;
     }
+    b->offload = -1;
+    b->options.offload_folder = NULL; /* the caller's */
+    if (o->offload_folder && *o->offload_folder) {
+        /* without a name: gone with the process, however it ends */
+        b->offload = open(o->offload_folder, O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
+        if (b->offload < 0) {
+            qie_status st = qie_fail(err, QIE_E_IO, "QWEN_EDIT_OFFLOAD_FOLDER",
+                                     "no file can be made in the offload folder '%s': %s",
+                                     o->offload_folder, strerror(errno));
+            free(b);
+            return st;
+        }
+    }
+    const char *random = getenv("QIE_CUDA_RANDOM"), *profile = getenv("QIE_CUDA_PROFILE");
+    b->random = random && *random == '1';
+    if (profile && *profile)
+        cu_profile_create(b, profile);
     sizes(limits, b);
     cu_ops_fill(&b->compute.ops);
     b->compute.mem = &cu_mem_ops;
@@ -131,7 +146,7 @@ static qie_status create(const qie_device_options *o, const qie_compute_limits *
     int rc = cu_memory_create(b, limits);
     if (rc != CU_OK) {
         qie_status st = cu_status(rc, err);
-        cu_memory_release(b);
+        release(b);
         free(b);
         return st;
     }

@@ -21,6 +21,7 @@ typedef struct cu_group {
     size_t bytes;                  /* packed, every span aligned */
     size_t *offsets;               /* [n_spans] */
     unsigned char *pinned;         /* its packed bytes in host memory, or NULL: read the file */
+    const unsigned char *packed;   /* the same in the offload file, or NULL */
     unsigned char *at[CU_DEVICES]; /* on each device now; NULL: not there */
     bool held[CU_DEVICES];         /* for good */
     int card[QIE_ASSIGN_LANES];
@@ -35,7 +36,9 @@ typedef struct cu_slot {
 } cu_slot;
 
 typedef struct cu_card {
-    int id; /* as the runtime counts */
+    int id;         /* as the runtime counts */
+    int number;     /* as people do: the driver's */
+    int64_t listed; /* free before this process was there, as the driver says; 0: not known */
     cu_device_info info;
     cu_stream compute, copy;
     cu_event met; /* for an order between cards */
@@ -47,6 +50,7 @@ typedef struct cu_card {
     size_t small_at;
     unsigned char *weights; /* held groups, one allocation */
     unsigned char *ring;
+    unsigned char *lows; /* matrices of LoRAs */
     cu_slot slots[CU_MOST_SLOTS];
 } cu_card;
 
@@ -73,6 +77,9 @@ typedef struct cu_backend {
     size_t n_groups;
     cu_span *spans;
     size_t n_spans;
+    /* matrices of LoRAs: by address, what they take, and what placing made room for */
+    cu_span *lows;
+    size_t n_lows, lows_bytes, lows_room;
     bool placed;
     int level;
     qie_assign_result plan;
@@ -85,10 +92,16 @@ typedef struct cu_backend {
     bool chunk_used[CU_CHUNKS][CU_DEVICES];
     int next_chunk;
     unsigned char *pinned; /* of streamed groups */
+    int offload;           /* nameless file in the offload folder; -1: none */
+    unsigned char *packed; /* it, mapped */
+    size_t packed_bytes;
     size_t pinned_bytes;
     /* results of guidance passes on their way to the first card */
     cu_event arriving[QIE_ASSIGN_LANES][CU_DEVICES]; /* by the card they come from */
     int arriving_from[QIE_ASSIGN_LANES];             /* card; 0: nothing is */
+    /* for measurements, from the environment: QIE_CUDA_RANDOM=1, QIE_CUDA_PROFILE=FILE */
+    bool random;
+    struct cu_profile *profile; /* NULL: operations run as they come */
     /* the first failure */
     int failed;
     char why[256];
@@ -122,7 +135,10 @@ cu_card *cu_ready(cu_backend *b);
 qie_status cu_weights_load(qie_compute *c, qie_weight_group *const *groups, size_t n,
                            qie_error *err);
 qie_status cu_weights_place(cu_backend *b, size_t arena_bytes, qie_error *err);
+qie_status cu_weights_plan(cu_backend *b, size_t arena_bytes, char *out, size_t cap,
+                           qie_error *err);
 void cu_weights_release(cu_backend *b);
+void cu_weights_adapt(qie_compute *c, const qie_weight_span *spans, size_t n, bool *moved);
 int64_t cu_weights_room(cu_backend *b);
 /* All memory of the cards that placing took. */
 void cu_weights_unplace(cu_backend *b);
@@ -136,5 +152,11 @@ const void *cu_weight_at(cu_backend *b, const void *host, size_t n);
 
 /* cu_ops.cpp */
 void cu_ops_fill(qie_ops *ops);
+
+/* cu_profile.cpp: time of each operation on its own, the card being waited for before and after it;
+ * a table at the end. */
+void cu_profile_create(cu_backend *b, const char *path);
+void cu_profile_note(cu_backend *b, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+void cu_profile_release(cu_backend *b);
 
 #endif

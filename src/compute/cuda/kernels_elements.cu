@@ -164,6 +164,23 @@ void cu_k_convert(cu_stream s, qie_mat src, qie_mat dst) {
         launch_convert<float, float>(s, src, dst);
 }
 
+CU_KERNEL(THREADS)
+fill_random(cu_bf16 *dst, int64_t n, uint32_t seed) {
+    for (int64_t i = cu_first(); i < n; i += cu_stride()) {
+        uint32_t h = (uint32_t)i * 2654435761u + seed;
+        h = (h ^ (h >> 15)) * 2246822519u;
+        h ^= h >> 13;
+        dst[i] = cu_f32_to_bf16(((float)(h & 0xffffu) * (1.0f / 65536.0f) - 0.5f) * 0.04f);
+    }
+}
+
+void cu_k_fill_random(cu_stream s, void *dst, int64_t n, uint32_t seed) {
+    cu_bf16 *d = (cu_bf16 *)dst;
+    int64_t blocks = blocks_for(n);
+    if (n > 0)
+        CU_LAUNCH(s, fill_random, blocks, 1, THREADS, 0, d, n, seed);
+}
+
 void cu_k_axpy(cu_stream s, float a, const float *x, float *y, int64_t n) {
     CU_LAUNCH(s, axpy, blocks_for(n), 1, THREADS, 0, a, x, y, n);
 }
