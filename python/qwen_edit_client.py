@@ -13,7 +13,8 @@
 
 Fields are those of the HTTP interface (docs/API.md): negative_prompt, seed, force_seed, num_inference_steps, true_cfg_scale,
 guidance_scale, max_side, width, height, ref_area, keep_size, num_images, output_format, output_compression, metadata,
-response, output_path, lora, priority, idempotency_key, preview. Pictures are paths, bytes, open files, or addresses
+response, output_path, lora ("NAME:WEIGHT" or a list of such, or of {"name", "weight"}), cache, priority, idempotency_key,
+preview. Pictures are paths, bytes, open files, or addresses
 ("https://..."), which the service fetches.
 
 On the command line:

@@ -90,6 +90,19 @@ qie_status qie_engine_bench(qie_engine *engine, const qie_edit_options *edit,
                             qie_error *err);
 void qie_bench_result_release(qie_bench_result *result);
 
+/* What a mode of step caching costs and gains in one edit. */
+typedef struct qie_bench_cache {
+    qie_cache mode; /* in force: OFF where the edit has too few steps for one */
+    double denoise_s, total_s;
+    int n_forwards, n_skipped;
+    double psnr, ssim; /* of the first picture against OFF's: dB (INFINITY: equal), -1..1 */
+} qie_bench_cache;
+/* The edit once in each mode, OFF first. tell: before each; may be NULL. Errors: as
+ * qie_engine_edit. */
+qie_status qie_engine_bench_cache(qie_engine *engine, const qie_edit_options *edit,
+                                  void (*tell)(void *arg, const char *mode), void *tell_arg,
+                                  qie_bench_cache out[QIE_CACHE_COUNT], qie_error *err);
+
 #pragma GCC visibility pop
 #ifdef __cplusplus
 }

@@ -112,6 +112,17 @@ typedef enum qie_noise_mode {
     QIE_NOISE_BF16 /* f32 draws rounded to bf16, as torch >= 2.10 in a bf16 pipeline */
 } qie_noise_mode;
 
+/* Leave out most of a step where its result would hardly change: faster, at some cost of likeness
+ * to the full computation (docs/SPEED.md says how much). Nothing is left out with 8 steps or fewer.
+ */
+typedef enum qie_cache { QIE_CACHE_OFF = 0, QIE_CACHE_BALANCED, QIE_CACHE_FAST } qie_cache;
+#define QIE_CACHE_COUNT 3
+#define QIE_CACHE_MIN_STEPS 9 /* with fewer, each counts */
+/* "off", "balanced", "fast"; "" for another number. */
+const char *qie_cache_name(qie_cache cache);
+/* OFF for another word. */
+qie_cache qie_cache_from_name(const char *name);
+
 /* What is told while an edit runs. */
 typedef struct qie_progress {
     const char *stage;     /* "load", "encode_text", "encode_image", "denoise", "decode" */
@@ -149,6 +160,8 @@ typedef struct qie_edit_options {
     const qie_lora_use *loras; /* NULL: those of the engine; not NULL: exactly n_loras of these */
     size_t n_loras;
     qie_schedule schedule;
+    qie_cache cache;        /* default OFF */
+    double cache_threshold; /* >= 0: instead of the mode's own; default -1. For measuring. */
     qie_positions positions;
     qie_noise_mode noise;
     int preview_max_px; /* > 0: previews of at most this side with each step's progress */
@@ -179,8 +192,9 @@ typedef struct qie_edit_plan {
     int num_inference_steps;
     double true_cfg_scale;
     bool cfg;
-    bool lightning; /* its schedule is used */
-    size_t n_loras; /* in force */
+    bool lightning;  /* its schedule is used */
+    qie_cache cache; /* in force: OFF where there are too few steps for it */
+    size_t n_loras;  /* in force */
     struct {
         char name[QIE_LORA_NAME];
         double weight;
@@ -211,7 +225,8 @@ typedef struct qie_edit_result {
     uint64_t seed;
     qie_edit_plan plan;
     double encode_s, denoise_s, decode_s, total_s;
-    bool retried_f32; /* non-finite values in the fast precision: computed again in f32 */
+    bool retried_f32;          /* non-finite values in the fast precision: computed again in f32 */
+    int n_forwards, n_skipped; /* passes through the transformer; of them cut short by the cache */
 } qie_edit_result;
 
 /* Run one edit. On success *out is filled (release with qie_edit_result_release); on failure it is

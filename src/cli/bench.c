@@ -27,6 +27,8 @@ typedef struct bench {
     qie_edit_options edit;
     qie_image *pictures[QIE_MAX_IMAGES];
     qie_bench_result result;
+    bool caches; /* the modes of step caching are compared */
+    qie_bench_cache cache[QIE_CACHE_COUNT];
 } bench;
 
 /* ---- what to measure */
@@ -69,6 +71,7 @@ static qie_status read_options(bench *b, qie_error *err) {
     b->options.roof = !cli_on(v, OPT_NO_ROOF);
     b->options.tell = cli_ui_is_json() ? NULL : tell;
     QIE_TRY(read_only(b, err));
+    b->caches = strcmp(cli_text(v, OPT_CACHE, "off"), "off") != 0;
     qie_edit_options *o = &b->edit;
     *o = qie_edit_options_default();
     o->prompt = cli_text(v, OPT_PROMPT, PROMPT);
@@ -292,6 +295,23 @@ static void print_stages(const qie_bench_result *r, bool cold) {
     }
 }
 
+/* Each mode beside the full computation. */
+static void print_caches(const bench *b) {
+    const qie_bench_cache *off = &b->cache[QIE_CACHE_OFF];
+    if (!b->caches)
+        return;
+    printf("\n%-11s %9s %9s %9s %8s %8s %16s\n", "cache", "denoise s", "total s", "time", "PSNR dB",
+           "SSIM", "cut short");
+    for (int i = 0; i < QIE_CACHE_COUNT; i++) {
+        const qie_bench_cache *c = &b->cache[i];
+        printf("%-11s %9.3f %9.3f %8.0f%% %8.2f %8.5f %7d of %5d\n", qie_cache_name((qie_cache)i),
+               c->denoise_s, c->total_s, 100 * c->denoise_s / off->denoise_s, c->psnr, c->ssim,
+               c->n_skipped, c->n_forwards);
+    }
+    if (b->cache[QIE_CACHE_BALANCED].mode == QIE_CACHE_OFF)
+        printf("nothing is cached in so few steps\n");
+}
+
 static void print_table(const bench *b, const qie_engine *engine) {
     const qie_bench_result *r = &b->result;
     qie_engine_info info;
@@ -318,6 +338,7 @@ static void print_table(const bench *b, const qie_engine *engine) {
     printf("; weights %.2f GiB stay in their files\n", (double)r->plan.weights_bytes / 1073741824);
     for (int i = 0; i < QIE_BENCH_STAGES; i++)
         print_ops(r, i, b->options.ops);
+    print_caches(b);
 }
 
 /* ---- JSON */
@@ -413,6 +434,23 @@ static qie_json *sizes_json(const qie_edit_plan *p) {
     return o;
 }
 
+static qie_json *caches_json(const bench *b) {
+    qie_json *all = qie_json_new_array();
+    for (int i = 0; i < QIE_CACHE_COUNT; i++) {
+        const qie_bench_cache *c = &b->cache[i];
+        qie_json *o = qie_json_new_object();
+        qie_json_put(o, "cache", qie_json_new_string(qie_cache_name((qie_cache)i)));
+        qie_json_put(o, "denoise_s", qie_json_new_double(c->denoise_s));
+        qie_json_put(o, "total_s", qie_json_new_double(c->total_s));
+        qie_json_put(o, "forwards", qie_json_new_int(c->n_forwards));
+        qie_json_put(o, "skipped_forwards", qie_json_new_int(c->n_skipped));
+        qie_json_put(o, "psnr_db", qie_json_new_double(c->psnr)); /* null: equal pictures */
+        qie_json_put(o, "ssim", qie_json_new_double(c->ssim));
+        qie_json_push(all, o);
+    }
+    return all;
+}
+
 static qie_json *result_json(const bench *b, const qie_engine *engine) {
     const qie_bench_result *r = &b->result;
     qie_engine_info info;
@@ -446,6 +484,8 @@ static qie_json *result_json(const bench *b, const qie_engine *engine) {
     for (size_t i = 0; i < r->n_ops; i++)
         qie_json_push(ops, op_json(&r->ops[i]));
     qie_json_put(o, "ops", ops);
+    if (b->caches)
+        qie_json_put(o, "caches", caches_json(b));
     return o;
 }
 
@@ -478,6 +518,8 @@ qie_status cli_run_bench(cli_values *v, qie_error *err) {
         cli_warn("the built-in model is part of the program: its pages stay in memory");
     QIE_TRY_GOTO(read_pictures(&b, info.is_demo, err));
     QIE_TRY_GOTO(qie_engine_bench(engine, &b.edit, &b.options, &b.result, err));
+    if (b.caches)
+        QIE_TRY_GOTO(qie_engine_bench_cache(engine, &b.edit, b.options.tell, NULL, b.cache, err));
     print_result(&b, engine);
 fail:
     cli_progress_end();

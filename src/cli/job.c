@@ -45,6 +45,8 @@ static void print_plan(const qie_engine_info *info, const cli_request *r, const 
     printf("steps      %d, %s\n", p->num_inference_steps,
            p->cfg ? "each computed twice (guidance is on)"
                   : "each computed once (guidance is off)");
+    if (p->cache != QIE_CACHE_OFF)
+        printf("cache      %s\n", qie_cache_name(p->cache));
     for (size_t i = 0; i < p->n_loras; i++)
         printf("LoRA       %s, weight %g: %d modules of rank up to %d\n", p->loras[i].name,
                p->loras[i].weight, p->loras[i].n_modules, p->loras[i].max_rank);
@@ -97,6 +99,7 @@ static qie_json *plan_json(const qie_edit_plan *p) {
     qie_json_put(o, "true_cfg_scale", qie_json_new_double(p->true_cfg_scale));
     qie_json_put(o, "cfg", qie_json_new_bool(p->cfg));
     qie_json_put(o, "schedule", qie_json_new_string(p->lightning ? "lightning" : "model"));
+    qie_json_put(o, "cache", qie_json_new_string(qie_cache_name(p->cache)));
     qie_json_put(o, "loras", cli_loras_json(p));
     qie_json_put(o, "vae_tiled", qie_json_new_bool(p->vae_tiled));
     qie_json_put(o, "working_bytes", qie_json_new_int(p->working_bytes));
@@ -221,6 +224,9 @@ static qie_json *result_json(const qie_engine *engine, const qie_edit_result *ou
     qie_json_put(o, "num_inference_steps", qie_json_new_int(out->plan.num_inference_steps));
     qie_json_put(o, "true_cfg_scale", qie_json_new_double(out->plan.true_cfg_scale));
     qie_json_put(o, "cfg", qie_json_new_bool(out->plan.cfg));
+    qie_json_put(o, "cache", qie_json_new_string(qie_cache_name(out->plan.cache)));
+    if (out->plan.cache != QIE_CACHE_OFF)
+        qie_json_put(o, "skipped_forwards", qie_json_new_int(out->n_skipped));
     qie_json_put(o, "loras", cli_loras_json(&out->plan));
     qie_json_put(o, "model", qie_json_new_string(info.model_name));
     qie_json_put(o, "precision", qie_json_new_string(out->retried_f32 ? "f32" : info.precision));
@@ -243,6 +249,9 @@ static qie_status deliver(const qie_engine *engine, const cli_request *r,
     if (st == QIE_OK)
         st = cli_outputs_write(list, out->n_images, paths, err);
     if (st == QIE_OK) {
+        if (out->plan.cache != QIE_CACHE_OFF)
+            cli_note("cache %s: %d of %d passes cut short", qie_cache_name(out->plan.cache),
+                     out->n_skipped, out->n_forwards);
         cli_note("wrote %s (%dx%d) in %s", out->n_images > 1 ? r->output : list[0].path,
                  qie_image_width(out->images[0]), qie_image_height(out->images[0]),
                  cli_duration(out->total_s, time, sizeof time));

@@ -53,6 +53,7 @@ typedef enum cli_option_id {
     OPT_LORA,
     OPT_LORA_DIR,
     OPT_SCHEDULE,
+    OPT_CACHE,
     OPT_LOCAL_DIR,
     OPT_REVISION,
     OPT_INCLUDE,

@@ -114,6 +114,8 @@ static void add_fields(form *f, const cli_request *r) {
     add_int(f, "num_images", o->num_images);
     add_sizes(f, o);
     add_loras(f, r);
+    if (r->cache_named)
+        add_text(f, "cache", qie_cache_name(o->cache));
     if (r->output)
         add_text(f, "output_format", format_word(r->format));
     if (r->quality && r->format != QIE_IMAGE_PNG)

@@ -167,6 +167,8 @@ static void read_numbers(const cli_values *v, cli_request *r) {
     o->true_cfg_scale = cli_number(v, OPT_TRUE_CFG_SCALE, -1);
     o->guidance_scale = cli_number(v, OPT_GUIDANCE_SCALE, 1);
     o->num_images = (int)cli_number(v, OPT_NUM_IMAGES, 1);
+    r->cache_named = cli_get(v, OPT_CACHE)->source >= FROM_FLAG;
+    o->cache = qie_cache_from_name(cli_text(v, OPT_CACHE, "off"));
 }
 
 /* Those of the command line are the engine's; a line of a batch may name its own. A service is told

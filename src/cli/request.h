@@ -20,6 +20,7 @@ typedef struct cli_request {
     qie_image_format format, preview_format;
     int quality; /* 0: default of the encoder */
     bool metadata, seed_named, force_seed;
+    bool cache_named;         /* for this call: a service is told */
     qie_edit_options options; /* numbers and texts; images set by cli_request_load */
     cli_loras loras;          /* of a batch line that names its own, else of the command line */
     size_t n_named_loras;     /* of these, those for a service: all or none */

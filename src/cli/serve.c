@@ -175,6 +175,7 @@ static void make_worker_args(const cli_values *v, prepared *p) {
     add(p, &n, "--threads", p->numbers[0]);
     add(p, &n, "--precision", cli_text(v, OPT_PRECISION, NULL));
     add(p, &n, "--backend", cli_text(v, OPT_BACKEND, NULL));
+    add(p, &n, "--cache", cli_text(v, OPT_CACHE, NULL));
     add(p, &n, "--lora-dir", cli_text(v, OPT_LORA_DIR, NULL));
     for (size_t i = 0; i < cli_get(v, OPT_LORA)->n; i++)
         add(p, &n, "--lora", cli_get(v, OPT_LORA)->texts[i]);
@@ -202,6 +203,7 @@ static qie_status prepare(const cli_values *v, prepared *p, qie_error *err) {
     o->n_workers = (int)cli_number(v, OPT_WORKERS, 1);
     o->output_dir = cli_text(v, OPT_OUTPUT_DIR, NULL);
     o->lora_dir = cli_text(v, OPT_LORA_DIR, NULL);
+    o->cache = qie_cache_from_name(cli_text(v, OPT_CACHE, "off"));
     o->key_file = cli_text(v, OPT_API_KEY_FILE, NULL);
     o->queue_size = (int)cli_number(v, OPT_QUEUE_SIZE, 64);
     o->max_images = (int)cli_number(v, OPT_MAX_IMAGES, 3);
@@ -260,6 +262,7 @@ qie_status cli_run_worker(cli_values *values, qie_error *err) {
         o.engine.gpu_headroom_bytes = (int64_t)(strtod(headroom, NULL) * 1073741824.0);
     o.engine.memory_limit_bytes = (int64_t)(cli_number(values, OPT_MEMORY_LIMIT, 0) * 1073741824.0);
     o.lora_dir = cli_text(values, OPT_LORA_DIR, NULL);
+    o.cache = qie_cache_from_name(cli_text(values, OPT_CACHE, "off"));
     cli_loras *loras = malloc(sizeof *loras); /* as long as the process */
     QIE_FAIL_IF(!loras, QIE_E_NO_MEMORY, err, NULL, "out of memory");
     QIE_TRY(cli_read_loras(values, false, loras, err));

@@ -53,6 +53,7 @@ qie_edit_options qie_edit_options_default(void) {
     qie_edit_options o = {.negative_prompt = " ",
                           .true_cfg_scale = -1,
                           .guidance_scale = 1.0,
+                          .cache_threshold = -1,
                           .keep_size = -1,
                           .num_images = 1};
     return o;
@@ -85,6 +86,19 @@ qie_precision qie_precision_from_name(const char *name) {
            : !strcmp(name, "bf16") ? QIE_PRECISION_BF16
            : !strcmp(name, "int8") ? QIE_PRECISION_INT8
                                    : QIE_PRECISION_AUTO;
+}
+
+static const char *const CACHE_NAMES[QIE_CACHE_COUNT] = {"off", "balanced", "fast"};
+
+const char *qie_cache_name(qie_cache cache) {
+    return (unsigned)cache < QIE_CACHE_COUNT ? CACHE_NAMES[cache] : "";
+}
+
+qie_cache qie_cache_from_name(const char *name) {
+    for (int i = 0; i < QIE_CACHE_COUNT; i++)
+        if (!strcmp(name, CACHE_NAMES[i]))
+            return (qie_cache)i;
+    return QIE_CACHE_OFF;
 }
 
 static int thread_count(int asked) {
@@ -482,6 +496,10 @@ char *qie_edit_parameters_json(const qie_engine *e, const qie_edit_options *opti
     qie_json_put(j, "cfg", qie_json_new_bool(p->cfg));
     if (p->lightning)
         qie_json_put(j, "schedule", qie_json_new_string("lightning"));
+    if (p->cache != QIE_CACHE_OFF) {
+        qie_json_put(j, "cache", qie_json_new_string(qie_cache_name(p->cache)));
+        qie_json_put(j, "skipped_forwards", qie_json_new_int(result->n_skipped));
+    }
     qie_json *loras = qie_json_new_array();
     for (size_t i = 0; i < p->n_loras; i++) {
         qie_json *one = qie_json_new_object();

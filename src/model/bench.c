@@ -7,6 +7,7 @@
 #include "base/error.h"
 #include "base/fs.h"
 #include "compute/op_record.h"
+#include "image/compare.h"
 
 const char *qie_bench_stage_name(qie_bench_stage_id stage) {
     static const char *const names[QIE_BENCH_STAGES] = {"text",    "vae_encode", "modulation",
@@ -254,4 +255,32 @@ void qie_bench_result_release(qie_bench_result *r) {
         return;
     free(r->ops);
     memset(r, 0, sizeof *r);
+}
+
+qie_status qie_engine_bench_cache(qie_engine *engine, const qie_edit_options *edit,
+                                  void (*tell)(void *arg, const char *mode), void *tell_arg,
+                                  qie_bench_cache out[QIE_CACHE_COUNT], qie_error *err) {
+    qie_edit_result results[QIE_CACHE_COUNT];
+    qie_status st = QIE_OK;
+    memset(results, 0, sizeof results);
+    memset(out, 0, sizeof *out * QIE_CACHE_COUNT);
+    for (int i = 0; i < QIE_CACHE_COUNT && st == QIE_OK; i++) {
+        qie_edit_options o = *edit;
+        qie_edit_result *r = &results[i];
+        o.cache = (qie_cache)i;
+        if (tell)
+            tell(tell_arg, qie_cache_name(o.cache));
+        st = qie_engine_edit(engine, &o, r, err);
+        if (st == QIE_OK)
+            out[i] = (qie_bench_cache){.mode = r->plan.cache,
+                                       .denoise_s = r->denoise_s,
+                                       .total_s = r->total_s,
+                                       .n_forwards = r->n_forwards,
+                                       .n_skipped = r->n_skipped,
+                                       .psnr = qie_image_psnr(results[0].images[0], r->images[0]),
+                                       .ssim = qie_image_ssim(results[0].images[0], r->images[0])};
+    }
+    for (int i = 0; i < QIE_CACHE_COUNT; i++)
+        qie_edit_result_release(&results[i]);
+    return st;
 }

@@ -32,6 +32,7 @@ typedef struct edit {
     float *prompt_embeds[2], *image_latents, *velocity[2];
     float *latents[10];
     float *sigmas, *timesteps;
+    int n_forwards, n_skipped;
 } edit;
 
 static double left_of_denoise(const edit *e, double now) {
@@ -494,7 +495,8 @@ static qie_status make_denoiser(edit *e, qie_denoiser **d, qie_error *err) {
                               .image_latents = e->image_latents,
                               .n_passes = e->p->n_passes,
                               .n_steps = e->p->options.num_inference_steps,
-                              .timesteps = e->sigmas};
+                              .timesteps = e->sigmas,
+                              .cache = e->p->caching ? &e->p->cache : NULL};
     for (int i = 0; i < e->p->n_passes; i++) {
         in.prompt_embeds[i] = e->prompt_embeds[i];
         in.n_text[i] = e->p->n_text[i];
@@ -520,6 +522,10 @@ static qie_status denoise_stage(edit *e, bool *non_finite, qie_error *err) {
         for (int i = 0; i < n_steps; i++)
             QIE_TRY(one_step(e, d, i, e->latents[e->i_image], non_finite, err));
     e->i_image = 0;
+    qie_denoiser_count(d, &e->n_forwards, &e->n_skipped);
+    if (e->p->caching)
+        qie_log(QIE_LOG_INFO, "cache", "%s: %d of %d passes cut short",
+                qie_cache_name(e->p->options.cache), e->n_skipped, e->n_forwards);
     qie_run_release(&e->run, mark);
     return QIE_OK;
 }
@@ -665,6 +671,8 @@ qie_status qie_pipeline_run(qie_model *m, const qie_run *run, qie_prepared *p,
     }
     double now = qie_now_s();
     result->seed = p->options.seed;
+    result->n_forwards = e.n_forwards;
+    result->n_skipped = e.n_skipped;
     result->encode_s = encoded - e.started;
     result->denoise_s = denoised - encoded;
     result->decode_s = now - denoised;

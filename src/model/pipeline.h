@@ -19,7 +19,8 @@ typedef struct qie_prepared {
     qie_memory_request request;
     qie_memory_plan memory;
     qie_scheduler_config scheduler; /* in force */
-    bool lightning;
+    bool lightning, caching;
+    qie_cache_rules cache;    /* of the steps, if caching */
     qie_weights *injected[8]; /* open files of the injections, same order */
     int n_passes;
     int64_t n_text[2];

@@ -41,6 +41,8 @@ static qie_status check_options(const qie_edit_options *o, qie_error *err) {
                 "true_cfg_scale", "true_cfg_scale is %g, not within 0..20", o->true_cfg_scale);
     QIE_FAIL_IF(!isfinite(o->guidance_scale), QIE_E_INVALID, err, "guidance_scale",
                 "guidance_scale is no number");
+    QIE_FAIL_IF((unsigned)o->cache >= QIE_CACHE_COUNT, QIE_E_INVALID, err, "cache",
+                "cache is none of off, balanced, fast");
     QIE_FAIL_IF(o->num_images < 1 || o->num_images > 10, QIE_E_INVALID, err, "num_images",
                 "num_images is %d, not within 1..10", o->num_images);
     return QIE_OK;
@@ -188,6 +190,8 @@ qie_status qie_prepare(const qie_model *m, const qie_edit_options *options, qie_
     fill_defaults(m, &out->options);
     choose_schedule(m, out);
     QIE_TRY(check_options(&out->options, err));
+    out->caching = qie_cache_rules_make(out->options.cache, out->options.cache_threshold,
+                                        out->options.num_inference_steps, &out->cache);
     QIE_TRY(make_sizes(m, &out->options, &out->sizes, err));
     out->n_passes = out->options.true_cfg_scale > 1 && out->options.negative_prompt ? 2 : 1;
     QIE_TRY(open_injections(out, err));
@@ -197,6 +201,7 @@ qie_status qie_prepare(const qie_model *m, const qie_edit_options *options, qie_
                                         .act = act,
                                         .n_passes = out->n_passes,
                                         .n_steps = out->options.num_inference_steps,
+                                        .step_cache = out->caching,
                                         .n_outputs = out->options.num_images,
                                         .lora_rank = qie_adapters_get(m->adapters)->rank,
                                         .lora_flops = qie_adapters_get(m->adapters)->flops,
@@ -280,6 +285,7 @@ void qie_prepared_describe(const qie_model *m, const qie_prepared *p, qie_edit_p
     plan->true_cfg_scale = p->options.true_cfg_scale;
     plan->cfg = p->n_passes > 1;
     plan->lightning = p->lightning;
+    plan->cache = p->caching ? p->options.cache : QIE_CACHE_OFF;
     describe_loras(m, plan);
     describe_preset(m, p, plan);
     plan->vae_tiled = p->memory.vae_tiled;
@@ -301,6 +307,10 @@ void qie_prepared_describe(const qie_model *m, const qie_prepared *p, qie_edit_p
         warn(plan,
              "guidance_scale %g has no effect on this model: true_cfg_scale is the one that guides",
              p->options.guidance_scale);
+    if (p->options.cache != QIE_CACHE_OFF && !p->caching)
+        warn(plan, "cache '%s' does nothing in %d steps: each of %d or fewer counts",
+             qie_cache_name(p->options.cache), p->options.num_inference_steps,
+             QIE_CACHE_MIN_STEPS - 1);
     if (p->options.true_cfg_scale > 1 && !p->options.negative_prompt)
         warn(plan, "true_cfg_scale %g needs a negative prompt (a space will do): CFG is off",
              p->options.true_cfg_scale);

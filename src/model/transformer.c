@@ -174,7 +174,9 @@ void qie_transformer_close(qie_transformer *t) {
 struct qie_denoiser {
     qie_transformer *t;
     int64_t n_target, n_image, n_text[2], max_text;
-    int n_passes, n_steps;
+    int n_passes, n_steps, n_forwards;
+    bool caching;
+    qie_step_cache cache;
     bool prefetch, larger_than_memory;
     float *timesteps;
     float *ref_in;          /* [n_reference, D]: references through img_in */
@@ -286,7 +288,8 @@ static qie_status alloc_f32(const qie_run *run, int64_t n, float **out, qie_erro
     return QIE_OK;
 }
 
-static qie_status alloc_buffers(qie_denoiser *d, const qie_run *run, qie_error *err) {
+static qie_status alloc_buffers(qie_denoiser *d, const qie_run *run, const qie_cache_rules *cache,
+                                qie_error *err) {
     const qie_transformer_config *c = &d->t->c;
     int64_t dim = c->inner_dim, n = d->max_text + d->n_image, half = c->attention_head_dim / 2;
     d->mod_rows = (d->n_steps < QIE_MODULATION_STEPS ? d->n_steps : QIE_MODULATION_STEPS) + 1;
@@ -309,7 +312,10 @@ static qie_status alloc_buffers(qie_denoiser *d, const qie_run *run, qie_error *
     QIE_TRY(qie_run_mat(run, run->act, n, dim, &d->k, err));
     QIE_TRY(qie_run_mat(run, run->act, n, dim, &d->v, err));
     int64_t rows = d->n_image > d->max_text ? d->n_image : d->max_text;
-    return qie_run_mat(run, run->act, rows, 4 * dim, &d->hidden, err);
+    QIE_TRY(qie_run_mat(run, run->act, rows, 4 * dim, &d->hidden, err));
+    return d->caching ? qie_step_cache_init(&d->cache, run, cache, d->n_steps, d->n_passes,
+                                            d->n_target * dim, err)
+                      : QIE_OK;
 }
 
 /* Rotary tables: those of the picture's rows are the same in both passes. */
@@ -391,7 +397,8 @@ qie_status qie_denoiser_create(qie_transformer *t, const qie_run *run,
         if (in->n_text[i] > d->max_text)
             d->max_text = in->n_text[i];
     }
-    QIE_TRY(alloc_buffers(d, run, err));
+    d->caching = in->cache != NULL;
+    QIE_TRY(alloc_buffers(d, run, in->cache, err));
     memcpy(d->timesteps, in->timesteps, sizeof(float) * (size_t)in->n_steps);
     QIE_TRY(embed_inputs(d, run, in, err));
     d->mod_first = -1;
@@ -536,8 +543,11 @@ qie_status qie_denoiser_forward(qie_denoiser *d, const qie_run *run, int i_step,
     const qie_range live[2] = {{d->x_img, sizeof(float) * (size_t)(d->n_image * dim)},
                                {d->x_txt, sizeof(float) * (size_t)(d->n_text[i_pass] * dim)}};
     bool observing = run->observer && i_step == 0 && i_pass == 0,
-         whole = observing && wants_last(d, run);
-    for (int b = 0; b < t->c.num_layers; b++) {
+         whole = observing && wants_last(d, run), skip = false;
+    d->n_forwards++;
+    if (d->caching)
+        qie_step_cache_before(&d->cache, run, i_step, i_pass, d->x_img);
+    for (int b = 0; b < t->c.num_layers && !skip; b++) {
         QIE_TRY(qie_run_check(run, err));
         if (d->prefetch)
             prefetch_block(d, b + 1);
@@ -545,7 +555,11 @@ qie_status qie_denoiser_forward(qie_denoiser *d, const qie_run *run, int i_step,
         run_block(d, run, b, row, i_pass, b == t->c.num_layers - 1 && !whole);
         if (observing)
             observe_block(d, run, b, i_pass);
+        if (d->caching && b == 0)
+            QIE_TRY(qie_step_cache_decide(&d->cache, run, i_step, i_pass, d->x_img, &skip, err));
     }
+    if (d->caching && !skip)
+        qie_step_cache_keep(&d->cache, run, i_pass, d->x_img);
     d->prefetch = d->larger_than_memory;
     qie_run_group(run, &t->fixed, &t->blocks[0].rest, 1, live);
     const float *m = d->mod_out + (int64_t)row * 2 * dim; /* scale, then shift: unlike the blocks */
@@ -557,6 +571,11 @@ qie_status qie_denoiser_forward(qie_denoiser *d, const qie_run *run, int i_step,
     qie_run_linear(run, normed, &t->proj_out, QIE_ACT_NONE, QIE_STORE_SET,
                    qie_mat_make(velocity, QIE_F32, d->n_target, t->proj_out.w.n));
     return QIE_OK;
+}
+
+void qie_denoiser_count(const qie_denoiser *d, int *n_forwards, int *n_skipped) {
+    *n_forwards = d->n_forwards;
+    *n_skipped = d->caching ? d->cache.n_skipped : 0;
 }
 
 qie_status qie_denoiser_probe(qie_denoiser *d, const qie_run *run, double *seconds_per_block,

@@ -8,6 +8,7 @@
 #define QIE_MODEL_TRANSFORMER_H
 
 #include "model/run.h"
+#include "model/step_cache.h"
 #include "plan/config.h"
 #include "plan/memory.h"
 #include "plan/sizes.h"
@@ -34,7 +35,8 @@ typedef struct qie_denoiser_inputs {
     const float *prompt_embeds[2]; /* [n_text[i], joint_attention_dim] */
     int64_t n_text[2];
     int n_steps;
-    const float *timesteps; /* sigma in (0, 1] for each step */
+    const float *timesteps;       /* sigma in (0, 1] for each step */
+    const qie_cache_rules *cache; /* NULL: every block of every step is computed */
 } qie_denoiser_inputs;
 
 /* Allocate and precompute. Inputs need not outlive the call. */
@@ -44,6 +46,9 @@ qie_status qie_denoiser_create(qie_transformer *t, const qie_run *run,
  * F32, both in memory of operations. Errors: QIE_E_CANCELLED between blocks. */
 qie_status qie_denoiser_forward(qie_denoiser *d, const qie_run *run, int i_step, int i_pass,
                                 const float *latents, float *velocity, qie_error *err);
+
+/* Forwards so far, and those of them that the cache cut short. */
+void qie_denoiser_count(const qie_denoiser *d, int *n_forwards, int *n_skipped);
 
 /* The modulation of the steps from i_step on, which a forward computes when it needs it. */
 qie_status qie_denoiser_modulate(qie_denoiser *d, const qie_run *run, int i_step, qie_error *err);

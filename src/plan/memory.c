@@ -179,6 +179,12 @@ static double denoise_stage(const qie_memory_request *r, double act) {
     for (int i = 0; i < 4; i++)
         add(&s, n * dim, act);
     add(&s, larger(n_image, max_text) * 4 * dim, act);
+    if (r->step_cache) {
+        int64_t kept = r->sizes->n_target * c->inner_dim;
+        add(&s, 2.0 * (double)((kept + QIE_PLAN_CACHE_CHUNK - 1) / QIE_PLAN_CACHE_CHUNK), 8);
+        for (int i = 0; i < 1 + 2 * r->n_passes; i++)
+            add(&s, (double)kept, 4);
+    }
     sum temporary = {0}, other = {0};
     add(&temporary, max_text * c->joint_attention_dim, 4); /* normed conditioning */
     add(&other, rows * (256 + dim), 4);                    /* time embedding */

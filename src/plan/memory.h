@@ -18,6 +18,7 @@ typedef struct qie_memory_request {
     int64_t n_text[2]; /* rows of conditioning: n_ids less the template's prefix */
     int64_t n_prefix;  /* tokens that both prompts begin with: computed once; 0 without CFG */
     int n_steps;
+    bool step_cache;     /* residuals of the target rows are kept, see model/step_cache.h */
     int n_outputs;       /* pictures made from one set of inputs */
     int64_t lora_rank;   /* largest sum of ranks of LoRAs at one layer; 0: none */
     double lora_flops;   /* of one row through all of them */
@@ -52,7 +53,9 @@ double qie_vae_largest_map(const qie_vae_config *c, int ph, int pw);
 
 /* Steps whose modulation the transformer keeps at once (also used by model/transformer.c). */
 #define QIE_PLAN_MODULATION_STEPS 48
+/* Values that the step cache sums in one piece. */
+#define QIE_PLAN_CACHE_CHUNK 65536
 /* Room for the transformer's own bookkeeping of one edit. */
-#define QIE_PLAN_DENOISER_BYTES 512
+#define QIE_PLAN_DENOISER_BYTES 768
 
 #endif

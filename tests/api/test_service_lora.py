@@ -168,6 +168,19 @@ def case_lightning(s, folder):
     assert listed["Test-Lightning-8steps"]["num_inference_steps"] == 8 and "num_inference_steps" not in listed["one"]
 
 
+def case_cache(s, folder):
+    plain, few = edit(s, num_inference_steps=20), edit(s, cache="fast")
+    assert plain["cache"] == "off" and "skipped_forwards" not in plain
+    assert few["cache"] == "off" and any("cache 'fast' does nothing in 4 steps" in w for w in few["warnings"]), few["warnings"]
+    fast = edit(s, num_inference_steps=20, cache="fast", metadata=True)
+    assert fast["cache"] == "fast" and fast["skipped_forwards"] > 0, fast["skipped_forwards"]
+    assert b'"cache":"fast"' in base64.b64decode(fast["image_base64"])
+    assert picture(s, num_inference_steps=20, cache="off") == base64.b64decode(plain["image_base64"])
+    code, r = s.call("POST", "/edit", {**EDIT, "cache": "slow"})
+    assert code == 422 and r["error"]["param"] == "cache", r
+    assert s.call("GET", "/v1/models")[1]["data"][0]["defaults"]["cache"] == "off"
+
+
 def case_clients(s, folder):
     one = picture(s, "one:0.5")
     client, where = Client(f"http://127.0.0.1:{s.port}"), os.path.join(os.path.dirname(folder), "client")
@@ -216,10 +229,11 @@ def case_idempotent(s, folder):
 
 
 def case_start(folder):
-    with Service("--lora", os.path.join(folder, "one.safetensors:0.5"), env={"QWEN_EDIT_LORA_DIR": folder}).start() as s:
+    with Service("--lora", os.path.join(folder, "one.safetensors:0.5"), "--cache", "balanced", env={"QWEN_EDIT_LORA_DIR": folder}).start() as s:
         one = edit(s)
         assert one["loras"] == [{"name": "one", "weight": 0.5}]
         assert picture(s, "one:0.5") == base64.b64decode(one["image_base64"]) != picture(s, [])
+        assert edit(s, num_inference_steps=12)["cache"] == "balanced" and edit(s, num_inference_steps=12, cache="off")["cache"] == "off"
         assert edit(s, "two")["loras"] == [{"name": "two", "weight": 1}] and edit(s, [])["loras"] == []
     with Service().start() as s:
         refused(s, "one", "--lora-dir")

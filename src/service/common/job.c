@@ -18,7 +18,7 @@ svc_params svc_params_default(void) {
     p.keep_size = -1;
     p.true_cfg_scale = -1;
     p.guidance_scale = 1;
-    p.n_loras = -1;
+    p.cache = p.n_loras = -1;
     return p;
 }
 
@@ -66,6 +66,8 @@ qie_json *svc_params_to_json(const svc_params *p) {
     qie_json_put(o, "no_metadata", qie_json_new_int(p->no_metadata));
     qie_json_put(o, "cfg", qie_json_new_double(p->true_cfg_scale));
     qie_json_put(o, "guidance", qie_json_new_double(p->guidance_scale));
+    if (p->cache >= 0)
+        qie_json_put(o, "cache", qie_json_new_int(p->cache));
     if (p->n_loras >= 0) /* only when asked for: fingerprints of older rows stay what they were */
         qie_json_put(o, "loras", loras_json(p));
     return o;
@@ -105,7 +107,8 @@ qie_status svc_params_from_json(const qie_json *o, svc_params *p, qie_error *err
         newer[] = {{"ref_area", offsetof(svc_params, ref_area)},
                    {"keep_size", offsetof(svc_params, keep_size)},
                    {"force_seed", offsetof(svc_params, force_seed)},
-                   {"no_metadata", offsetof(svc_params, no_metadata)}};
+                   {"no_metadata", offsetof(svc_params, no_metadata)},
+                   {"cache", offsetof(svc_params, cache)}};
     int64_t v;
     *p = svc_params_default();
     QIE_TRY(qie_json_need_int(o, "seed", 0, SVC_MAX_SEED, &v, err));

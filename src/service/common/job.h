@@ -41,6 +41,7 @@ typedef struct svc_params {
     int32_t no_metadata;         /* 1: no parameters in the result */
     double true_cfg_scale;       /* < 0: default */
     double guidance_scale;
+    int32_t cache;   /* qie_cache; -1: the service's */
     int32_t n_loras; /* 0: none; -1: those that the service was started with */
     svc_lora loras[SVC_MAX_LORAS];
 } svc_params;

@@ -69,7 +69,8 @@ typedef struct svc_result_head {
     double true_cfg_scale;
     double encode_s, denoise_s, decode_s, total_s;
     uint64_t n_images, image_bytes[SVC_MAX_RESULTS];
-    int32_t n_loras; /* in force */
+    int32_t cache, n_skipped; /* qie_cache in force; forwards cut short by it */
+    int32_t n_loras;          /* in force */
     svc_lora loras[SVC_MAX_LORAS];
     int32_t n_warnings;
     char warnings[10][256];

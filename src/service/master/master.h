@@ -14,6 +14,7 @@
 #include <stdint.h>
 #include <sys/types.h>
 
+#include "qie/edit.h"
 #include "service/common/job.h"
 #include "service/common/message.h"
 #include "service/master/http.h"
@@ -38,6 +39,7 @@ typedef struct svc_options {
     int port, api_port;                 /* api_port 0: none */
     const char *state_dir, *output_dir; /* output_dir NULL: none */
     const char *lora_dir;               /* NULL: requests may name no LoRA */
+    qie_cache cache;                    /* of requests that name none */
     svc_gpu gpus[SVC_MAX_WORKERS];
     int n_gpus; /* 0: the CPU */
     int n_workers;

@@ -409,6 +409,12 @@ static qie_status set_common(parser *p, const char *name, const value *v, bool *
         return set_format(p, v);
     if (!strcmp(name, "keep_size") || !strcmp(name, "force_seed") || !strcmp(name, "metadata"))
         return set_switch(p, name, v);
+    if (!strcmp(name, "cache")) {
+        int i;
+        QIE_TRY(get_word(p, name, v, "off|balanced|fast", &i));
+        r->params.cache = i;
+        return QIE_OK;
+    }
     if (!strcmp(name, "lora"))
         return set_lora(p, v);
     if (!strcmp(name, "image") && !v->json)

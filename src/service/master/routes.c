@@ -162,6 +162,7 @@ static qie_json *model_json(const svc_master *m) {
         qie_json_put(d, "num_inference_steps", qie_json_new_int(i->num_inference_steps));
         qie_json_put(d, "true_cfg_scale", qie_json_new_double(i->true_cfg_scale));
         qie_json_put(d, "guidance_scale", qie_json_new_double(1));
+        qie_json_put(d, "cache", qie_json_new_string(qie_cache_name(m->o.cache)));
         qie_json_put(d, "negative_prompt", qie_json_new_string(" "));
         qie_json_put(d, "max_side",
                      i->max_side ? qie_json_new_int(i->max_side) : qie_json_new_null());

@@ -224,9 +224,9 @@ static qie_json *openai_json(answering *a, const qie_json *result, qie_json *pic
 
 static qie_json *edit_json(answering *a, const qie_json *result, qie_json *pictures) {
     static const char *const keys[] = {
-        "output_path",    "seed",    "width",   "height",    "num_inference_steps",
-        "true_cfg_scale", "cfg",     "model",   "precision", "loras",
-        "gpu_id",         "timings", "warnings"};
+        "output_path",      "seed",  "width",  "height",    "num_inference_steps",
+        "true_cfg_scale",   "cfg",   "model",  "precision", "cache",
+        "skipped_forwards", "loras", "gpu_id", "timings",   "warnings"};
     qie_json *o = qie_json_new_object();
     qie_json_put(o, "job_id", qie_json_new_string(a->id));
     bool path = qie_json_member(result, "output_path") != NULL;
@@ -681,6 +681,12 @@ static int steps_of(const svc_model_info *model, const svc_params *p, double *tr
     return p->num_inference_steps ? p->num_inference_steps : steps;
 }
 
+/* As the worker decides: nothing is cached in few steps. */
+static qie_cache cache_of(const svc_master *m, const svc_params *p, int steps) {
+    qie_cache asked = p->cache >= 0 ? (qie_cache)p->cache : m->o.cache;
+    return steps < QIE_CACHE_MIN_STEPS ? QIE_CACHE_OFF : asked;
+}
+
 /* R17: what the worker would refuse for its size is refused before it waits in the queue. */
 static qie_status check_plan(submission *s, qie_error *err) {
     const svc_model_info *model = &s->master->model;
@@ -710,6 +716,7 @@ static qie_status check_plan(submission *s, qie_error *err) {
         .n_ids = {text + sizes->n_vision_tokens, text + sizes->n_vision_tokens},
         .n_text = {text + sizes->n_vision_tokens, text + sizes->n_vision_tokens},
         .n_steps = steps,
+        .step_cache = cache_of(s->master, p, steps) != QIE_CACHE_OFF,
         .n_outputs = p->num_images,
         .preview_px = p->preview_px,
         .limit_bytes = qie_memory_total()};
@@ -744,6 +751,7 @@ static void reply_plan(submission *s) {
     qie_json_put(o, "num_inference_steps", qie_json_new_int(steps));
     qie_json_put(o, "true_cfg_scale", qie_json_new_double(cfg));
     qie_json_put(o, "cfg", qie_json_new_bool(cfg > 1));
+    qie_json_put(o, "cache", qie_json_new_string(qie_cache_name(cache_of(m, p, steps))));
     qie_json_put(o, "working_bytes", qie_json_new_int(s->memory.total));
     qie_json_put(o, "queue_position", qie_json_new_int(m->n_queued));
     s->call->on_gone = NULL;

@@ -435,8 +435,9 @@ static bool head_is_sane(const collecting *c) {
     const svc_result_head *h = &c->head;
     int64_t total = (int64_t)sizeof *h;
     bool ok = h->n_images == (uint64_t)c->n_expected && h->n_warnings >= 0 && h->n_warnings <= 10 &&
-              h->n_loras >= 0 && h->n_loras <= SVC_MAX_LORAS && h->seed <= SVC_MAX_SEED &&
-              h->width > 0 && h->height > 0;
+              h->n_loras >= 0 && h->n_loras <= SVC_MAX_LORAS && h->cache >= 0 &&
+              h->cache < QIE_CACHE_COUNT && h->seed <= SVC_MAX_SEED && h->width > 0 &&
+              h->height > 0;
     for (uint64_t i = 0; ok && i < h->n_images; i++) {
         ok = h->image_bytes[i] > 0 && h->image_bytes[i] < (uint64_t)MAX_RESULT_BYTES;
         total += (int64_t)h->image_bytes[i];
@@ -538,6 +539,9 @@ static char *result_text(const collecting *c) {
     qie_json_put(o, "cfg", qie_json_new_bool(h->cfg != 0));
     qie_json_put(o, "model", qie_json_new_string(c->model));
     qie_json_put(o, "precision", qie_json_new_string(c->precision));
+    qie_json_put(o, "cache", qie_json_new_string(qie_cache_name((qie_cache)h->cache)));
+    if (h->cache != QIE_CACHE_OFF)
+        qie_json_put(o, "skipped_forwards", qie_json_new_int(h->n_skipped));
     qie_json_put(o, "loras", loras);
     qie_json_put(o, "gpu_id", qie_json_new_int(c->gpu_id));
     qie_json_put(o, "output_format",

@@ -38,6 +38,7 @@
 typedef struct worker {
     int channel;
     const char *lora_dir; /* NULL: none */
+    qie_cache cache;      /* of jobs that name none */
     qie_engine *engine;
     pthread_mutex_t lock; /* of everything below, and of sends */
     pthread_cond_t wake;
@@ -354,6 +355,7 @@ static qie_edit_options options_of(worker *w, const job *j, const qie_image **vi
     o.ref_area = p->ref_area;
     o.keep_size = p->keep_size;
     o.num_images = p->num_images;
+    o.cache = p->cache >= 0 ? (qie_cache)p->cache : w->cache;
     if (p->n_loras >= 0) {
         o.loras = j->loras;
         o.n_loras = (size_t)p->n_loras;
@@ -394,6 +396,8 @@ static void head_of(svc_result_head *h, const job *j, const qie_edit_result *r) 
     h->decode_s = r->decode_s;
     h->total_s = r->total_s;
     h->n_images = r->n_images;
+    h->cache = (int32_t)r->plan.cache;
+    h->n_skipped = r->n_skipped;
     h->n_loras = (int32_t)r->plan.n_loras;
     for (size_t i = 0; i < r->plan.n_loras; i++) {
         memcpy(h->loras[i].name, r->plan.loras[i].name, sizeof h->loras[i].name);
@@ -652,8 +656,11 @@ static qie_status serve(worker *w, const svc_worker_options *o, qie_error *err) 
 }
 
 qie_status svc_worker_run(const svc_worker_options *options, qie_error *err) {
-    worker w = {
-        .channel = options->channel, .lora_dir = options->lora_dir, .loading = true, .job_fd = -1};
+    worker w = {.channel = options->channel,
+                .lora_dir = options->lora_dir,
+                .cache = options->cache,
+                .loading = true,
+                .job_fd = -1};
     int kind = 0;
     socklen_t n = sizeof kind;
     QIE_FAIL_IF(getsockopt(w.channel, SOL_SOCKET, SO_TYPE, &kind, &n) || kind != SOCK_SEQPACKET,

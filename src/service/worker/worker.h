@@ -9,6 +9,7 @@ typedef struct svc_worker_options {
     int channel;
     qie_engine_options engine;
     const char *lora_dir; /* of those that jobs name; NULL: none */
+    qie_cache cache;      /* of jobs that name none */
 } svc_worker_options;
 
 /* Serve jobs until the master goes away or says so. Errors: those of qie_engine_open, QIE_E_IO. */
