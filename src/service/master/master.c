@@ -245,7 +245,15 @@ static void expire(svc_master *m) {
     svc_db_write(m->db, w);
 }
 
+/* Once each time that the last job has gone: what the crowd left in the heap goes back. */
+static void give_memory_back(const svc_master *m, bool *given) {
+    if (!m->jobs && !*given)
+        malloc_trim(0);
+    *given = !m->jobs;
+}
+
 static void run_loop(svc_master *m) {
+    bool given = false;
     double now, next_comment = 0, next_second = 0, period = watchdog_period(), next_watchdog = 0;
     while (!m->stopping || (!is_idle(m) && qie_now_s() < m->stop_at_s)) {
         svc_workers_tick(m);
@@ -259,6 +267,7 @@ static void run_loop(svc_master *m) {
                 next_comment = now + COMMENT_EVERY_S;
             }
             svc_submit_tick(m, comment);
+            give_memory_back(m, &given);
         }
         if (now >= m->next_expiry_s) {
             m->next_expiry_s =
