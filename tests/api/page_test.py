@@ -342,6 +342,10 @@ def gallery(r, b):
                 if b.js("return document.documentElement.lang") != ("zh-CN" if language == "zh" else "en"):
                     b.js("document.getElementById('language').click()")
                 b.js("document.activeElement.blur(); window.scrollTo(0, 0)")
+                if state == "error":  # what was said in the other language is gone
+                    b.click("#generate")
+                    b.wait("said at the field", "return document.getElementById('num_inference_steps-error').textContent !== ''")
+                    b.js("document.activeElement.blur()")
                 r.shot(b, f"gallery-{state}-{width}-{'dark' if dark else 'light'}-{language}", full=True)
         b.view(1440, 900)
         if b.js("return document.documentElement.lang") != "en":
@@ -535,7 +539,7 @@ def worker_that_dies(r, b):
     before = r.service.ask("GET", "/health")[1]["workers"][0]["restarts"]
     b.click("#generate")
     for attempt in range(3):
-        worker = r.service.until("a worker at work", lambda: next(
+        worker = r.service.until(what="a worker at work", look=lambda: next(
             (w for w in r.service.ask("GET", "/health")[1]["workers"] if w["current"] and w["pid"] and w["restarts"] == before + attempt), None))
         if attempt:
             b.wait("told that it starts again", "return /^Started again: .*signal 9/.test(document.getElementById('progress-note').textContent)")
@@ -543,7 +547,7 @@ def worker_that_dies(r, b):
     b.wait("failed", "return document.getElementById('failed-title').textContent === 'The edit failed'")
     check("lost 3 times" in b.text("#failed-text") and "signal 9" in b.text("#failed-text"), f"why: {b.text('#failed-text')}")
     r.shot(b, "20-failed")
-    r.service.until("ready again", lambda: r.service.ask("GET", "/health/ready")[0] == 200)
+    r.service.until(what="ready again", look=lambda: r.service.ask("GET", "/health/ready")[0] == 200)
     b.click("#again")
     b.wait("settings back", "return document.getElementById('num_inference_steps').value === '200' && document.querySelectorAll('.pic').length === 1")
 
@@ -585,7 +589,7 @@ def key_and_full_queue(r, b):
             b.click("#generate")
             b.wait("accepted", "return document.querySelectorAll('.card').length === arguments[0] && !document.getElementById('generate').disabled", n)
             if n == 1:
-                s.until("running", lambda: s.jobs()[0]["status"] == "running")
+                s.until(what="running", look=lambda: s.jobs()[0]["status"] == "running")
         b.click("#generate")
         b.wait("refused", "return /^the queue is full/.test(document.getElementById('form-error-text').textContent)")
         check(b.js("return document.getElementById('generate').disabled"), "not before Retry-After")
@@ -679,7 +683,7 @@ def main():
     finally:
         shutil.rmtree(run.files, ignore_errors=True)
         if service:
-            tail, code = service.tail(), service.stop()
+            tail, code = service.log()[-3000:], service.stop()
     if service and (failed or code):
         print(tail if failed else f"the service did not stop in order: {code}")
         failed = failed or ["stop"]

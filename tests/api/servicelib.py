@@ -5,21 +5,18 @@ QIE_TEST_LONG=1 asks for the large rounds. Nothing here depends on how fast the 
 """
 import base64
 import http.client
-import json
 import os
-import shutil
-import socket
-import subprocess
 import sys
-import tempfile
 import time
 import traceback
 import uuid
 
+from service import ROOT, free_port, sample
+from service import Service as Base
+
 PROGRAM = os.path.abspath(sys.argv[1])
 FAKE = os.path.abspath(sys.argv[2]) if len(sys.argv) > 2 else None
-ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-PICTURE = open(os.path.join(ROOT, "demo", "samples", "ball.png"), "rb").read()
+PICTURE = sample()
 B64 = base64.b64encode(PICTURE).decode()
 LONG = bool(os.environ.get("QIE_TEST_LONG"))
 with open(PROGRAM, "rb") as program:
@@ -28,69 +25,14 @@ with open(PROGRAM, "rb") as program:
     SANITIZED = b"__asan_init" in code or b"__tsan_init" in code
 
 
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
-
-
-class Service:
-    """One service. fake=True: the stand-in computes nothing; its prompt says what it does."""
+class Service(Base):
+    """One service of PROGRAM. fake=True: the stand-in computes nothing; its prompt says what it does."""
 
     def __init__(self, *args, state=None, fake=False, env=None, prefix=(), demo=True):
-        self.state = state or tempfile.mkdtemp(prefix="qe-state-")
-        self.own_state = state is None
-        self.args, self.port, self.process = args, free_port(), None
-        self.env, self.prefix = dict(os.environ, **(env or {})), list(prefix)
-        self.log_path = tempfile.mktemp(prefix="qe-log-")
-        if fake:
-            self.args = ("--worker-program", FAKE, *args)
-        if demo:
-            self.args = ("--model", "demo", "--threads", "1", *self.args)
+        args = ("--worker-program", FAKE, *args) if fake else args
+        super().__init__(PROGRAM, *args, model="demo" if demo else None, state=state, env=env, prefix=prefix)
 
-    def command(self):
-        return [*self.prefix, PROGRAM, "serve", "--port", str(self.port), "--state-dir", self.state, *self.args]
-
-    def start(self, wait=True):
-        with open(self.log_path, "ab") as log:
-            self.process = subprocess.Popen(self.command(), stdout=subprocess.DEVNULL, stderr=log, env=self.env)
-        if wait:
-            self.until(lambda: self.call("GET", "/health/ready")[0] in (200, 401))
-        return self
-
-    def log(self):
-        return open(self.log_path, errors="replace").read()
-
-    def until(self, what, seconds=120):
-        end = time.time() + seconds
-        while time.time() < end:
-            try:
-                value = what()
-                if value:
-                    return value
-            except (OSError, http.client.HTTPException):
-                pass
-            if self.process and self.process.poll() is not None:
-                raise AssertionError(f"the service has ended with {self.process.returncode}: {self.log()[-600:]}")
-            time.sleep(0.03)
-        raise AssertionError("waited too long")
-
-    def call(self, method, path, body=None, headers=None, timeout=180):
-        c = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
-        try:
-            headers = dict(headers or {})
-            if isinstance(body, dict):
-                body = json.dumps(body)
-                headers.setdefault("Content-Type", "application/json")
-            c.request(method, path, body, headers)
-            r = c.getresponse()
-            data = r.read()
-            self.headers = r.headers
-            if "json" in r.headers.get("Content-Type", ""):
-                data = json.loads(data)
-            return r.status, data
-        finally:
-            c.close()
+    call = Base.ask
 
     def form(self, path, fields, files, headers=None):
         boundary = uuid.uuid4().hex
@@ -148,35 +90,6 @@ class Service:
 
     def worker_pid(self):
         return self.until(lambda: [w["pid"] for w in self.health()["workers"] if w["ready"] and w["pid"]])[0]
-
-    def kill(self):
-        self.process.kill()
-        self.process.wait()
-
-    def stop(self):
-        """Exit status of an orderly stop."""
-        if self.process and self.process.poll() is None:
-            self.process.terminate()
-            try:
-                self.process.wait(60)
-            except subprocess.TimeoutExpired:
-                self.kill()
-        code = self.process.returncode if self.process else 0
-        if self.own_state:
-            shutil.rmtree(self.state, ignore_errors=True)
-        if os.path.exists(self.log_path):
-            os.unlink(self.log_path)
-        return code
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, kind, value, trace):
-        if kind:
-            sys.stderr.write(self.log()[-3000:] if os.path.exists(self.log_path) else "")
-        code = self.stop()
-        if not kind:
-            assert code == 0, f"the service stopped with {code}"
 
 
 def run_cases(cases):

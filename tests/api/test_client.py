@@ -88,7 +88,7 @@ def case_cancel(c, s):
         raise AssertionError("an exception of the callback passes through")
     except KeyboardInterrupt:
         pass
-    s.until("cancelled", lambda: s.jobs()[0]["status"] == "cancelled")
+    s.until(what="cancelled", look=lambda: s.jobs()[0]["status"] == "cancelled")
     job = c.submit("ball.png", PURPLE, num_inference_steps=200)
     threading.Timer(0.5, job.cancel).start()
     refused(job.wait, 409, says="cancelled")
@@ -110,7 +110,7 @@ def case_restart(c, s):
     result, job = [], c.submit("ball.png", PURPLE, num_inference_steps=40, seed=1)
     thread = threading.Thread(target=lambda: result.append(job.wait()))
     thread.start()
-    s.until("running", lambda: s.jobs()[0]["status"] == "running")
+    s.until(what="running", look=lambda: s.jobs()[0]["status"] == "running")
     s.kill()
     s.start()
     thread.join(120)
@@ -122,7 +122,7 @@ def case_key_and_full_queue():
         refused(lambda: Client(s.url).edit("ball.png", PURPLE), 401, "Authorization")
         c = Client(s.url, "sesame-open", patience=0)
         running = c.submit("ball.png", PURPLE, num_inference_steps=200)
-        s.until("running", lambda: running.status()["status"] == "running")
+        s.until(what="running", look=lambda: running.status()["status"] == "running")
         waiting = c.submit("ball.png", PURPLE, num_inference_steps=1)
         assert refused(lambda: c.submit("ball.png", PURPLE), 429).retry_after > 0
         threading.Timer(0.5, lambda: (running.cancel(), waiting.cancel())).start()
@@ -145,7 +145,7 @@ def case_command_line(c, s):
     p.send_signal(signal.SIGINT)
     p.communicate(timeout=60)
     assert p.returncode == 130 and not os.path.exists("no.png")
-    s.until("cancelled", lambda: s.jobs()[0]["status"] == "cancelled")
+    s.until(what="cancelled", look=lambda: s.jobs()[0]["status"] == "cancelled")
 
 
 def main():
@@ -165,7 +165,7 @@ def main():
                 failed += 1
                 print(f"FAIL {case.__name__}: {type(e).__name__}: {str(e)[:1500]}", flush=True)
         if failed:
-            print(s.tail())
+            print(s.log()[-3000:])
         os.chdir("/")
     print(f"test_client: {failed} failed")
     return 1 if failed else 0

@@ -113,14 +113,14 @@ def case_interrupt_cancels_the_job(s):
     p.send_signal(signal.SIGINT)
     out, err = p.communicate(timeout=60)
     assert p.returncode == 130 and out == "" and not os.path.exists("x.png"), (p.returncode, out, err)
-    s.until("cancelled", lambda: s.jobs()[0]["status"] == "cancelled")
+    s.until(what="cancelled", look=lambda: s.jobs()[0]["status"] == "cancelled")
 
 
 def case_place_in_the_queue(s):
     first = start("--server", s.url, "-i", "ball.png", "-p", PURPLE, "-o", "q1.png", "-s", "200", "-q")
-    s.until("running", lambda: s.jobs()[0]["status"] == "running")
+    s.until(what="running", look=lambda: s.jobs()[0]["status"] == "running")
     waiting = [start("--server", s.url, "-i", "ball.png", "-p", PURPLE, "-o", f"q{i}.png", "-s", "1") for i in (2, 3)]
-    s.until("both wait", lambda: s.ask("GET", "/health")[1]["queue"]["depth"] == 2)
+    s.until(what="both wait", look=lambda: s.ask("GET", "/health")[1]["queue"]["depth"] == 2)
     first.send_signal(signal.SIGINT)
     said = "".join(p.communicate(timeout=60)[1] for p in waiting)
     assert first.wait(60) == 130 and [p.returncode for p in waiting] == [0, 0], said
@@ -311,7 +311,7 @@ def main():
                 failed += 1
                 print(f"FAIL {case.__name__}: {type(e).__name__}: {str(e)[:1500]}", flush=True)
         if failed:
-            print(s.tail())
+            print(s.log()[-3000:])
     finally:
         if s.stop() != 0:
             failed += 1
