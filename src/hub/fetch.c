@@ -624,6 +624,19 @@ static bool start_one(qie_fetch *f, qie_fetch_file *it) {
     return true;
 }
 
+/* Another large file at once? As many as there are hashers, each of which then keeps in step with
+ * one; more only where the line is slow, because on a fast one they take the processor from each
+ * other. */
+static bool may_begin(const qie_fetch *f, const qie_fetch_file *it, double now) {
+    int n_large = 0;
+    if (it->file->size <= FIRST_CLAIM)
+        return true;
+    for (size_t i = 0; i < f->n_files; i++)
+        n_large += f->files[i].n_connections > 0 && f->files[i].file->size > FIRST_CLAIM;
+    return n_large < f->n_hash_threads ||
+           (now - f->started_at > 0.1 && f->bytes_per_s < SPLIT_BELOW_BYTES_PER_S);
+}
+
 static void schedule(qie_fetch *f) {
     double now = qie_now_s();
     qie_fetch_file *most = NULL;
@@ -669,7 +682,7 @@ static void schedule(qie_fetch *f) {
             fail_file(it, NULL);
             continue;
         }
-        if (f->n_connections >= f->jobs)
+        if (f->n_connections >= f->jobs || (it->n_connections == 0 && !may_begin(f, it, now)))
             continue;
         if (!it->open) {
             open_file(f, it);
@@ -870,7 +883,7 @@ static void worker(void *arg, size_t index, int i_thread) {
 }
 
 qie_status qie_fetch_run(qie_fetch *f, qie_error *err) {
-    int hashers = qie_cpu_count() < 4 ? 1 : 4;
+    int hashers = f->n_hash_threads = qie_cpu_count() < 4 ? 1 : 4;
     qie_mutex_init(&f->mutex);
     for (size_t i = 0; i < f->n_files; i++) {
         f->files[i].lock_fd = -1;

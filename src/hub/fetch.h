@@ -84,6 +84,7 @@ typedef struct qie_fetch {
     int n_pieces;                  /* in all queues */
     _Atomic bool network_done, give_up;
     _Atomic int n_hashers;
+    int n_hash_threads; /* as many as are started */
     int64_t claim_bytes, window_bytes;
     double window_at, split_at, started_at, ticked_at;
 } qie_fetch;
