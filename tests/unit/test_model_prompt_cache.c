@@ -72,7 +72,7 @@ QTEST(test_prompt_cache_drops_the_longest_unused_within_its_limit) {
     qie_prompt_cache_stats s = qie_prompt_cache_get_stats(c);
     ASSERT(s.n == 3 && s.bytes == 31 * sizeof(float));
     for (int i = 0; i < 200; i++) { /* more than there are places */
-        char name[8];
+        char name[16];
         snprintf(name, sizeof name, "n%d", i);
         qie_prompt_key small = key_of(name);
         qie_prompt_cache_put(c, &small, v, 1);
