@@ -16,6 +16,7 @@ const server = {
   model: '',
   about: null,
   previews: true,
+  loras: [],
   defaults: { num_inference_steps: 40, true_cfg_scale: 4, guidance_scale: 1, negative_prompt: ' ', max_side: null },
   limits: { max_images: 3, max_body_bytes: 64 * 1024 * 1024, num_inference_steps: [1, 200], true_cfg_scale: [0, 20],
     guidance_scale: null, max_side: [64, 4096] },
@@ -270,7 +271,7 @@ function showFieldError(name, text) {
 }
 
 function clearErrors() {
-  for (const name of ['pictures', 'prompt', 'seed', 'negative_prompt', ...NUMBERS]) showFieldError(name, '');
+  for (const name of ['pictures', 'prompt', 'seed', 'negative_prompt', 'lora', ...NUMBERS]) showFieldError(name, '');
   $('form-error').hidden = true;
 }
 
@@ -284,6 +285,11 @@ function readForm() {
   }
   const negative = $('negative_prompt').value;
   if (negative.trim() !== '') params.negative_prompt = negative;
+  if ($('lora').value) {
+    const weight = $('lora_weight').value.trim();
+    if ($('lora_weight').validity.badInput) throw Object.assign(new Error(t('num.bad')), { param: 'lora' });
+    params.lora = `${$('lora').value}:${weight === '' ? 1 : Number(weight)}`;
+  }
   if ($('seed-fixed').checked) {
     const text = $('seed').value.trim();
     if (!/^\d{1,16}$/.test(text) || Number(text) > Number.MAX_SAFE_INTEGER) throw Object.assign(new Error(t('seed.bad')), { param: 'seed' });
@@ -296,9 +302,40 @@ function fillForm(params) {
   $('prompt').value = params.prompt ?? '';
   for (const name of NUMBERS) $(name).value = params[name] ?? server.defaults[name] ?? '';
   $('negative_prompt').value = (params.negative_prompt ?? '').trim() ? params.negative_prompt : '';
+  setLora(params.lora ?? '');
   setSeed(params.seed);
   noteAdvanced();
   keepDraft();
+}
+
+/** NAME:WEIGHT, or nothing; a name that is not there any more counts as none. */
+function setLora(text) {
+  const at = text.lastIndexOf(':');
+  const name = text.slice(0, at);
+  const known = server.loras.some((l) => l.name === name);
+  $('lora').value = known ? name : '';
+  $('lora_weight').value = known ? text.slice(at + 1) : 1;
+  $('lora_weight').disabled = !known;
+}
+
+/** A LoRA that brings its own steps and guidance puts them into the form, and takes them out again. */
+let brought = null;
+function chooseLora() {
+  const lora = server.loras.find((l) => l.name === $('lora').value);
+  for (const name of ['num_inference_steps', 'true_cfg_scale']) {
+    const before = String(brought?.[name] ?? server.defaults[name]);
+    if ($(name).value === before) $(name).value = lora?.[name] ?? server.defaults[name];
+  }
+  brought = lora ?? null;
+  $('lora_weight').disabled = !lora;
+}
+
+function showLoras() {
+  const chosen = $('lora').value;
+  $('lora-field').hidden = server.loras.length === 0;
+  $('lora').replaceChildren(make('option', { value: '', textContent: t('lora.none') }),
+    ...server.loras.map((l) => make('option', { value: l.name, textContent: l.name })));
+  $('lora').value = server.loras.some((l) => l.name === chosen) ? chosen : '';
 }
 
 function setSeed(seed) {
@@ -313,6 +350,7 @@ function noteAdvanced() {
   if ($('num_inference_steps').value) parts.push(t('adv.steps', { n: $('num_inference_steps').value }));
   if ($('true_cfg_scale').value) parts.push(`CFG ${$('true_cfg_scale').value}`);
   if ($('max_side').value) parts.push(`${$('max_side').value} px`);
+  if ($('lora').value) parts.push($('lora').value);
   if ($('seed-fixed').checked && $('seed').value) parts.push(`${t('seed.title')} ${$('seed').value}`);
   $('advanced-note').textContent = parts.join(' · ');
 }
@@ -322,6 +360,7 @@ function keepDraft() {
   const draft = { prompt: $('prompt').value, negative_prompt: $('negative_prompt').value, open: $('advanced').open };
   for (const name of NUMBERS) if ($(name).value !== String(server.defaults[name] ?? '')) draft[name] = $(name).value;
   if ($('seed-fixed').checked) draft.seed = $('seed').value;
+  if ($('lora').value) draft.lora = `${$('lora').value}:${$('lora_weight').value || 1}`;
   sessionStorage.setItem('qwen-edit.draft', JSON.stringify(draft));
 }
 
@@ -546,7 +585,7 @@ function view(body) {
   return { ...inner, ...body, ...(p ? { stage: p.stage, step: p.step, total: p.total, eta_s: p.eta_s ?? body.eta_s } : {}) };
 }
 
-const RESULT_FIELDS = ['seed', 'width', 'height', 'num_inference_steps', 'true_cfg_scale', 'cfg', 'cfg_ran', 'timings', 'warnings', 'model', 'precision', 'output_format', 'gpu_id'];
+const RESULT_FIELDS = ['seed', 'width', 'height', 'num_inference_steps', 'true_cfg_scale', 'cfg', 'cfg_ran', 'timings', 'warnings', 'model', 'precision', 'cache', 'loras', 'output_format', 'gpu_id'];
 
 /** Take over what the server says of a job. Returns true when it has ended. */
 function learn(id, body) {
@@ -775,6 +814,7 @@ function showFacts(job) {
     const q = r.timings.queued_s ?? 0, total = r.timings.total_s;
     rows.push(['f.time', q >= 1 ? t('f.time.parts', { t: duration(total), q: duration(q) }) : duration(total)]);
   }
+  if (r.loras?.length) rows.push(['f.lora', r.loras.map((l) => (l.weight === 1 ? l.name : `${l.name} × ${l.weight}`)).join(', ')]);
   if (r.model) rows.push(['f.model', r.model]);
   $('facts').replaceChildren(...rows.map(([name, value]) => make('div', {}, make('dt', { textContent: t(name) }), make('dd', {}, value))));
 }
@@ -789,10 +829,10 @@ function showGenerate() {
 
 function fail(error) {
   const param = error.param;
-  const field = { prompt: 'prompt', seed: 'seed', negative_prompt: 'negative_prompt', ...Object.fromEntries(NUMBERS.map((n) => [n, n])) }[param]
+  const field = { prompt: 'prompt', seed: 'seed', negative_prompt: 'negative_prompt', lora: 'lora', ...Object.fromEntries(NUMBERS.map((n) => [n, n])) }[param]
     ?? (/^image/.test(param ?? '') ? 'pictures' : null);
   if (field) {
-    if ([...NUMBERS, 'seed', 'negative_prompt'].includes(field)) $('advanced').open = true;
+    if ([...NUMBERS, 'seed', 'negative_prompt', 'lora'].includes(field)) $('advanced').open = true;
     showFieldError(field, words(error));
     $(field === 'pictures' ? 'file' : field).focus();
   } else {
@@ -990,6 +1030,7 @@ async function lookAtServer() {
   server.known = m.defaults?.num_inference_steps !== undefined; // not yet while the model is loading
   server.model = server.known ? m.id ?? '' : '';
   server.about = m.about ?? null;
+  server.loras = m.loras ?? [];
   for (const [to, from] of [[server.defaults, m.defaults], [server.limits, m.limits]]) {
     for (const [name, value] of Object.entries(from ?? {})) if (value !== null || to === server.defaults) to[name] = value;
   }
@@ -998,6 +1039,9 @@ async function lookAtServer() {
     if (Array.isArray(range)) { [$(name).min, $(name).max] = range; }
     $(name).value = draftKept()[name] ?? server.defaults[name] ?? '';
   }
+  showLoras();
+  setLora(draftKept().lora ?? '');
+  brought = server.loras.find((l) => l.name === $('lora').value) ?? null;
   keepDraft();
   showServer();
   noteAdvanced();
@@ -1030,6 +1074,7 @@ function showLanguage(name) {
   noteAdvanced();
   showHistory();
   showServer();
+  showLoras();
   const job = jobOf(shown.id);
   if ($('stage').dataset.state === 'working' && shown.progress) working(shown.progress);
   else if ($('stage').dataset.state === 'failed' && job) showEnd(job, shown.error);
@@ -1064,6 +1109,7 @@ function start() {
   $('form').onsubmit = (e) => { e.preventDefault(); generate(); };
   $('form').oninput = (e) => {
     if (e.target.id && $(`${e.target.id}-error`)) showFieldError(e.target.id, '');
+    if (e.target.id === 'lora') chooseLora();
     if (e.target.name === 'seed-mode') {
       $('seed').disabled = $('seed-random').checked;
       if ($('seed-fixed').checked) {

@@ -11,6 +11,7 @@ import argparse, base64, json, pathlib, re, shutil, sys, tempfile, time, traceba
 from page_driver import Browser, Failed, CONTROL, ENTER, LEFT, RIGHT, HOME, END, TAB
 from page_mock import Server, picture
 from service import Service
+import lora_files
 import os, signal, threading
 
 PURPLE_EN, PURPLE_ZH = "Paint the subject purple", "把图片里的主体颜色改成紫色，并保持整体风格一致。"
@@ -518,6 +519,25 @@ def no_other_host(r, b):
     check(policy and "default-src 'none'" in policy and "unsafe" not in policy, f"policy: {policy}")
 
 
+@test
+def lora_of_the_folder(r, b):
+    """Chosen from what the server has, it changes the result, which names it; a distilled one brings its settings."""
+    r.open(b)
+    b.wait("list of LoRAs", "return document.getElementById('lora').options.length === 3")
+    check(not b.js("return document.getElementById('lora-field').hidden"), "the field is there")
+    before = b.js("return document.getElementById('num_inference_steps').value")
+    choose = "const s = document.getElementById('lora'); s.value = arguments[0]; s.dispatchEvent(new Event('input', {bubbles: true}));"
+    b.js(choose, "Test-Lightning-2steps")
+    check(b.js("return document.getElementById('num_inference_steps').value") == "2", "a Lightning one brings its steps")
+    b.js(choose, "style")
+    check(b.js("return document.getElementById('num_inference_steps').value") == before, "and takes them out again")
+    r.add(b, r.red)
+    b.type("#prompt", PURPLE_EN)
+    b.click("#generate")
+    b.wait_state("done")
+    check("style" in b.text("#facts"), b.text("#facts"))
+
+
 # ---- what only a server that is ours can be made to do
 def mock_only(f):
     f.needs = "mock"
@@ -671,7 +691,11 @@ def main():
         old.unlink()
     mock = service = None
     if a.program:
-        service = Service(a.program).start()
+        loras = out / "loras"
+        loras.mkdir(exist_ok=True)
+        for name in ("style", "Test-Lightning-2steps"):
+            lora_files.lora(loras / (name + ".safetensors"), 1)
+        service = Service(a.program, "--lora-dir", str(loras)).start()
         a.url = service.url
     elif not a.url:
         mock = Server(step_ms=60)
