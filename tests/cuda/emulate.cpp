@@ -7,6 +7,7 @@
 #include <vector>
 
 #if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 #endif
 
@@ -116,6 +117,10 @@ void prepare(int i) {
         f->stack = static_cast<unsigned char *>(p);
     }
     f->done = false;
+#if defined(__SANITIZE_ADDRESS__)
+    /* the one before left without returning: its frames are still marked */
+    ASAN_UNPOISON_MEMORY_REGION(f->stack, STACK);
+#endif
 #if defined(__x86_64__)
     void **top = reinterpret_cast<void **>(f->stack + STACK);
     *--top = nullptr; /* return address of entry: never used, keeps the alignment */

@@ -236,8 +236,24 @@ int cu_copy_out(cu_stream s, void *dst, const void *src, size_t n) {
     return rc == CU_OK ? answer(cudaMemcpyAsync(dst, src, n, cudaMemcpyDeviceToHost, s->s)) : rc;
 }
 
+/* Straight from card to card where the bus allows it, asked once for each pair; else the runtime
+ * takes the way through the host, in the same call. */
+static void enable_peer(int from, int to) {
+    enum { MOST = 16 };
+    static bool tried[MOST][MOST];
+    int can = 0;
+    if (from < 0 || to < 0 || from >= MOST || to >= MOST || from == to || tried[from][to])
+        return;
+    tried[from][to] = true;
+    if (cudaDeviceCanAccessPeer(&can, from, to) == cudaSuccess && can)
+        cudaDeviceEnablePeerAccess(to, 0); /* of the current device, which is `from` */
+    cudaGetLastError();
+}
+
 int cu_copy_peer(cu_stream s, int dst_device, void *dst, const void *src, size_t n) {
     int rc = on(s->device);
+    if (rc == CU_OK)
+        enable_peer(s->device, dst_device);
     return rc == CU_OK ? answer(cudaMemcpyPeerAsync(dst, dst_device, src, s->device, n, s->s)) : rc;
 }
 
