@@ -35,6 +35,11 @@ if(QIE_TESTS AND TARGET qwen-edit)
                $<TARGET_FILE:qwen-edit> ${CMAKE_BINARY_DIR}/openai WORKING_DIRECTORY ${CMAKE_BINARY_DIR})
       set_tests_properties(service_openai PROPERTIES TIMEOUT 1500 SKIP_RETURN_CODE 77)
     endif()
+    if(NOT QIE_SANITIZE)
+      add_test(NAME lora_base COMMAND ${Python3_EXECUTABLE} ${CMAKE_SOURCE_DIR}/tests/api/test_lora_base.py
+               $<TARGET_FILE:qwen-edit> WORKING_DIRECTORY ${CMAKE_BINARY_DIR})
+      set_tests_properties(lora_base PROPERTIES TIMEOUT 600)
+    endif()
     # The documents' commands as they stand; with the package that the test before has installed, if it did.
     add_test(NAME service_docs COMMAND ${Python3_EXECUTABLE} ${CMAKE_SOURCE_DIR}/tests/api/test_docs.py
              $<TARGET_FILE:qwen-edit> ${CMAKE_BINARY_DIR}/openai/bin/python WORKING_DIRECTORY ${CMAKE_BINARY_DIR})
