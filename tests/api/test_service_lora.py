@@ -238,6 +238,18 @@ def case_start(folder):
     with Service().start() as s:
         refused(s, "one", "--lora-dir")
         assert s.call("GET", "/v1/models")[1]["data"][0]["loras"] == [] and edit(s, [])["loras"] == []
+    here = os.getcwd()
+    os.chdir(os.path.dirname(folder))
+    try:  # a folder with a short name: what is hidden of it in a message takes no letters from the rest
+        os.rename(folder, "e")
+        with Service("--lora-dir", "e").start() as s:
+            error = s.finished(s.accepted(EDIT["prompt"], lora="other model"))["error"]
+            assert "transformer.transformer_blocks.8" in error["message"] and "other model" in error["message"], error
+            error = s.finished(s.accepted(EDIT["prompt"], lora="noise"))["error"]
+            assert "'noise.safetensors'" in error["message"] and "e/" not in error["message"], error
+    finally:
+        os.rename("e", folder)
+        os.chdir(here)
     p = subprocess.run([PROGRAM, "serve", "--model", "demo", "--port", "1", "--state-dir", folder + "/state", "--lora-dir", folder + "/none"],
                        capture_output=True, text=True, timeout=60)
     assert p.returncode == 3 and "--lora-dir" in p.stderr + "--lora-dir" and "none" in p.stderr, p

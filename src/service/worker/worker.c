@@ -327,12 +327,14 @@ static qie_status find_loras(const worker *w, job *j, int64_t *bytes, qie_error 
     return QIE_OK;
 }
 
-/* Where the service keeps its files is nobody's business: the folder goes from the message. */
-static void hide_folder(const char *dir, qie_error *err) {
-    size_t n = dir ? strlen(dir) : 0;
-    for (char *at = err->message; n && (at = strstr(at, dir)) != NULL;) {
-        size_t skip = n + (at[n] == '/');
-        memmove(at, at + skip, strlen(at + skip) + 1);
+/* Where the service keeps its files is nobody's business: of a LoRA's path the message keeps the
+ * name. */
+static void hide_folder(const job *j, qie_error *err) {
+    for (int i = 0; i < SVC_MAX_LORAS; i++) {
+        const char *path = j->lora_paths[i], *slash = path ? strrchr(path, '/') : NULL;
+        size_t n_folder = slash ? (size_t)(slash - path) + 1 : 0;
+        for (char *at = err->message; n_folder && (at = strstr(at, path)) != NULL;)
+            memmove(at, at + n_folder, strlen(at + n_folder) + 1);
     }
 }
 
@@ -553,7 +555,7 @@ static qie_status run_job(worker *w, qie_error *err) {
     if (st == QIE_OK)
         st = compute(w, &j, &e);
     if (st != QIE_OK)
-        hide_folder(w->lora_dir, &e);
+        hide_folder(&j, &e);
     job_release(&j);
     pthread_mutex_lock(&w->lock);
     w->running = 0;
