@@ -24,6 +24,7 @@ def refused(s, code, body, param=None, path="/edit"):
     assert set(answer["error"]) == {"message", "type", "param", "code"}, answer
     if param:
         assert answer["error"]["param"] == param, answer
+    return answer["error"]["message"]
 
 
 def case_contract(s):
@@ -121,6 +122,10 @@ def case_refusals(s):
                         ("priority", 10), ("nonsense", 1), ("response", "x"), ("num_inference_steps", "4"),
                         ("lora", [{"name": "a"}])):
         refused(s, 422, {**good, name: value}, name)
+    for name, ours in (("steps", "num_inference_steps"), ("image", "image_base64"), ("cfg_scale", "true_cfg_scale"), ("n", "num_images")):
+        assert f"did you mean '{ours}'" in refused(s, 422, {**good, name: 1}, name)
+    assert "did you mean" not in refused(s, 422, {**good, "nonsense": 1}, "nonsense")
+    assert "did you mean 'n'" in refused(s, 422, {"prompt": "x", "num_images_per_prompt": 2}, None, "/v1/images/edits")
     for path in ("../a.png", "/a.png", "a/../b.png", ".a.png", "a\\b.png", "a//b.png"):
         refused(s, 422, {**good, "response": "path", "output_path": path}, "output_path")
     refused(s, 422, {"prompt": "x", "mask": "x"}, "mask", "/v1/images/edits")

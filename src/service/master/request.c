@@ -497,6 +497,29 @@ static qie_status set_openai(parser *p, const char *name, const value *v, bool *
     return QIE_OK;
 }
 
+/* What other programs call a field of ours; NULL: nothing is known by that name. */
+static const char *meant(const parser *p, const char *name) {
+    static const char *const OTHERS[][2] = {{"steps", "num_inference_steps"},
+                                            {"num_steps", "num_inference_steps"},
+                                            {"cfg_scale", "true_cfg_scale"},
+                                            {"cfg", "true_cfg_scale"},
+                                            {"negative", "negative_prompt"},
+                                            {"n", "num_images"},
+                                            {"num_images_per_prompt", "num_images"},
+                                            {"loras", "lora"},
+                                            {"format", "output_format"},
+                                            {"init_image", "image_base64"},
+                                            {"init_images", "image_base64"},
+                                            {"image", "image_base64"}};
+    const char *ours = NULL;
+    for (size_t i = 0; i < sizeof OTHERS / sizeof *OTHERS && !ours; i++)
+        if (!strcmp(name, OTHERS[i][0]))
+            ours = OTHERS[i][1];
+    if (ours && p->r->flavour == SVC_OPENAI)
+        return !strcmp(ours, "image_base64") ? "images" : !strcmp(ours, "num_images") ? "n" : ours;
+    return ours;
+}
+
 static qie_status set_field(parser *p, const char *name, const value *v) {
     bool known;
     if (v->is_file && strcmp(name, "image") && strcmp(name, "image[]") && strcmp(name, "mask"))
@@ -504,7 +527,9 @@ static qie_status set_field(parser *p, const char *name, const value *v) {
     QIE_TRY(set_common(p, name, v, &known));
     if (!known)
         QIE_TRY((p->r->flavour == SVC_OPENAI ? set_openai : set_own)(p, name, v, &known));
-    QIE_FAIL_IF(!known, QIE_E_INVALID, p->err, name, "there is no field '%.60s'", name);
+    const char *near = known ? NULL : meant(p, name);
+    QIE_FAIL_IF(!known, QIE_E_INVALID, p->err, name, "there is no field '%.60s'%s%s%s", name,
+                near ? " (did you mean '" : "", near ? near : "", near ? "'?)" : "");
     return QIE_OK;
 }
 
