@@ -184,6 +184,8 @@ void qie_cpu_linear_int8(qie_compute *c, const qie_linear_args *a, size_t n) {
         cols += qie_ceil_div(a[i].w.n, TASK_COLS);
     }
     job.first_task[n] = cols;
+    if (!cols)
+        return; /* nothing to write */
     job.x_rows = k >= X_TASK_VALUES ? 1 : X_TASK_VALUES / k;
     int64_t rows = a->x.rows / n_chunks, most = rows / MIN_ROWS;
     int64_t wanted = rows * k * cols * TASK_COLS / TASK_MACS;
