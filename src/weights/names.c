@@ -10,7 +10,7 @@ static const char *after(const char *s, const char *prefix) {
     return strncmp(s, prefix, n) ? NULL : s + n;
 }
 
-static bool ends_with(const char *s, const char *end) {
+bool qie_name_ends_with(const char *s, const char *end) {
     size_t n = strlen(s), k = strlen(end);
     return n >= k && !strcmp(s + n - k, end);
 }
@@ -195,15 +195,15 @@ qie_name_kind qie_name_map(qie_part part, const char *name, int up_period,
         return QIE_NAME_OTHER;
     for (size_t i = 0; i < sizeof MARKERS / sizeof *MARKERS; i++)
         if (!strcmp(s, MARKERS[i]) ||
-            (ends_with(s, MARKERS[i]) && s[strlen(s) - strlen(MARKERS[i]) - 1] == '.'))
+            (qie_name_ends_with(s, MARKERS[i]) && s[strlen(s) - strlen(MARKERS[i]) - 1] == '.'))
             return QIE_NAME_MARKER;
     for (size_t i = 0; i < sizeof IGNORED / sizeof *IGNORED; i++)
-        if (ends_with(s, IGNORED[i]))
+        if (qie_name_ends_with(s, IGNORED[i]))
             return QIE_NAME_MARKER;
     qie_name_kind kind = QIE_NAME_TENSOR;
     snprintf(plain, sizeof plain, "%s", s);
     for (size_t i = 0; i < sizeof SCALES / sizeof *SCALES; i++)
-        if (ends_with(s, SCALES[i])) {
+        if (qie_name_ends_with(s, SCALES[i])) {
             size_t n = strlen(s) - strlen(SCALES[i]);
             if (n + sizeof ".weight" <= sizeof plain) {
                 memcpy(plain + n, ".weight", sizeof ".weight");

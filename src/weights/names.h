@@ -24,5 +24,7 @@ qie_name_kind qie_name_map(qie_part part, const char *name, int up_period,
 /* Index of the first upsampler of the VAE's decoder that this original name tells, plus one; 0 if
  * it tells none. */
 int qie_name_up_period(const char *name);
+/* Whether s ends with `end`. */
+bool qie_name_ends_with(const char *s, const char *end);
 
 #endif

@@ -21,6 +21,7 @@
 #include "base/json.h"
 #include "base/strbuf.h"
 #include "plan/config.h"
+#include "weights/names.h"
 #include "weights/quant_file.h"
 
 /* Raised when the same source would become other bytes: what was begun before is not gone on with.
@@ -82,11 +83,6 @@ static void tell(const work *w, const char *tensor) {
 }
 
 /* ---- folders */
-
-static bool ends_with(const char *s, const char *end) {
-    size_t n = strlen(s), k = strlen(end);
-    return n >= k && !strcmp(s + n - k, end);
-}
 
 /* True if `path` is `dir` or lies in it; both are real paths. */
 static bool lies_in(const char *path, const char *dir) {
@@ -312,13 +308,13 @@ static qie_status claim(work *w, bool *complete) {
 static bool wants_copy(const char *folder, const char *name) {
     static const char *const WEIGHTS[] = {".safetensors", ".gguf", ".index.json", ".bin", ".pt"};
     bool converted = !strcmp(folder, "transformer") || !strcmp(folder, "text_encoder");
-    if (name[0] == '.' || !strcmp(name, QIE_QUANT_RECORD) || ends_with(name, ".partial"))
+    if (name[0] == '.' || !strcmp(name, QIE_QUANT_RECORD) || qie_name_ends_with(name, ".partial"))
         return false;
     if (!*folder)
-        return ends_with(name, ".json") || ends_with(name, ".md") || ends_with(name, ".txt") ||
-               !strncmp(name, "LICENSE", 7);
+        return qie_name_ends_with(name, ".json") || qie_name_ends_with(name, ".md") ||
+               qie_name_ends_with(name, ".txt") || !strncmp(name, "LICENSE", 7);
     for (size_t i = 0; i < sizeof WEIGHTS / sizeof *WEIGHTS && converted; i++)
-        if (ends_with(name, WEIGHTS[i]))
+        if (qie_name_ends_with(name, WEIGHTS[i]))
             return false;
     return true;
 }

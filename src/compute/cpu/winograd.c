@@ -253,8 +253,6 @@ void qie_cpu_winograd(qie_compute *c, const qie_conv2d_args *a) {
                     .n = a->upsample ? 3 : 4,
                     .blocks = qie_ceil_div(a->w.in, QIE_K_UNITS),
                     .weights = (float *)(void *)c->scratch};
-    if (job.blocks < 1)
-        return; /* no channels: the layer above refuses such a convolution */
     /* whole vectors in every block, so that no transform ends within one */
     job.kb = qie_ceil_div(qie_ceil_div(a->w.in, job.blocks), job.g->vw) * job.g->vw;
     job.tiles_x = (a->dst.w + 1) / 2;
