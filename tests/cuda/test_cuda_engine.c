@@ -169,17 +169,13 @@ static void check_exact(const setting *s, const char *name, const char *form) {
     ASSERT_CONTAINS(placement, form);
 }
 
-/* A quick edit: one step, small; what is expected is the CPU's own picture. */
-static void small_case(golden_case *g) {
-    qie_engine *engine = NULL;
+/* Edit on the CPU; its picture takes the place of the recorded one. */
+static void expect_the_cpus(const setting *s, golden_case *g) {
+    setting cpu = *s;
+    qie_engine *engine;
     qie_edit_result r = {0};
-    setting cpu = setting_default();
-    qie_error e;
+    qie_error e = {0};
     cpu.device = NULL;
-    load_case(CASES[0], g);
-    g->o.num_inference_steps = 1;
-    g->o.width = g->o.height = 64;
-    g->o.ref_area = 64 * 64;
     if (open_on(&cpu, &engine, &e) != QIE_OK || qie_engine_edit(engine, &g->o, &r, &e) != QIE_OK) {
         fprintf(stderr, "%s\n", e.message);
         abort();
@@ -189,6 +185,16 @@ static void small_case(golden_case *g) {
     r.images[0] = NULL;
     qie_edit_result_release(&r);
     qie_engine_close(engine);
+}
+
+/* A quick edit: one step, small; what is expected is the CPU's own picture. */
+static void small_case(golden_case *g) {
+    setting s = setting_default();
+    load_case(CASES[0], g);
+    g->o.num_inference_steps = 1;
+    g->o.width = g->o.height = 64;
+    g->o.ref_area = 64 * 64;
+    expect_the_cpus(&s, g);
 }
 
 static void check_small(const setting *s, const char *form) {
@@ -622,24 +628,6 @@ static void write_quantised(const char *path, qie_dtype dtype) {
     qie_layout_release(&layout);
     qie_weights_close(w);
     qie_files_close(files);
-}
-
-/* Edit on the CPU; its picture takes the place of the recorded one. */
-static void expect_the_cpus(const setting *s, golden_case *g) {
-    setting cpu = *s;
-    qie_engine *engine;
-    qie_edit_result r = {0};
-    qie_error e = {0};
-    cpu.device = NULL;
-    if (open_on(&cpu, &engine, &e) != QIE_OK || qie_engine_edit(engine, &g->o, &r, &e) != QIE_OK) {
-        fprintf(stderr, "%s\n", e.message);
-        abort();
-    }
-    qie_image_destroy(g->output);
-    g->output = r.images[0];
-    r.images[0] = NULL;
-    qie_edit_result_release(&r);
-    qie_engine_close(engine);
 }
 
 /* GGUF blocks, 8-bit floats and integers: the CPU's picture with the same file, held and streamed.
