@@ -40,6 +40,9 @@ if(QIE_TESTS AND TARGET qwen-edit)
                $<TARGET_FILE:qwen-edit> WORKING_DIRECTORY ${CMAKE_BINARY_DIR})
       set_tests_properties(lora_base PROPERTIES TIMEOUT 600)
     endif()
+    add_test(NAME python_package COMMAND ${Python3_EXECUTABLE} ${CMAKE_SOURCE_DIR}/tests/api/test_python.py
+             $<TARGET_FILE:qwen-edit> $<TARGET_FILE:qie> ${CMAKE_SOURCE_DIR}/include WORKING_DIRECTORY ${CMAKE_BINARY_DIR})
+    set_tests_properties(python_package PROPERTIES TIMEOUT 600 SKIP_RETURN_CODE 77)
     # The documents' commands as they stand; with the package that the test before has installed, if it did.
     add_test(NAME service_docs COMMAND ${Python3_EXECUTABLE} ${CMAKE_SOURCE_DIR}/tests/api/test_docs.py
              $<TARGET_FILE:qwen-edit> ${CMAKE_BINARY_DIR}/openai/bin/python WORKING_DIRECTORY ${CMAKE_BINARY_DIR})
