@@ -3,8 +3,9 @@
 
     bench/soak.py PROGRAM [--minutes 30] [--warm-up 5] [--worker-program FILE] [--pause 0.3] [--port N]
 
-Once a minute the load rests for two seconds and the master is looked at: its memory may grow by less than 1 % of what is
-resident after the warm-up, its descriptors not at all. Prints a line a minute and a verdict; exit status 1 when it does not hold.
+All the time the master's memory is looked at, and once a minute, with the load at rest, its descriptors. What is resident in
+the mean of the last minute may be less than 1 % above the mean of the minute that ends the warm-up, descriptors stay the same.
+Prints a line a minute and a verdict; exit status 1 when it does not hold.
 """
 import argparse
 import base64
@@ -28,6 +29,8 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 PICTURES = [open(os.path.join(ROOT, "demo", "samples", f), "rb").read()
             for f in sorted(os.listdir(os.path.join(ROOT, "demo", "samples"))) if f.endswith(".png")]
 
+KINDS = ("VmRSS", "RssAnon", "RssFile", "RssShmem")
+
 
 def free_port():
     with socket.socket() as s:
@@ -38,7 +41,7 @@ def free_port():
 class Soak:
     def __init__(self, args):
         self.args, self.counts, self.jobs = args, collections.Counter(), collections.deque(maxlen=50)
-        self.resting, self.ended = threading.Event(), False
+        self.resting, self.ended, self.seen = threading.Event(), False, []
         self.state, self.port = tempfile.mkdtemp(prefix="qe-soak-"), args.port or free_port()
         command = [args.program, "serve", "--model", "demo", "--threads", "1", "--nice", "10", "--port", str(self.port),
                    "--state-dir", self.state, "--keep", "0.02", "--sync-timeout", "20"]
@@ -143,26 +146,28 @@ class Soak:
                 pass
 
     # what is measured ----------------------------------------------------------------------------
-    def look(self):
-        status = open(f"/proc/{self.process.pid}/status").read()
-        kb = {k: int(re.search(rf"{k}:\s+(\d+)", status).group(1)) for k in ("RssAnon", "VmRSS", "Threads")}
-        return kb["RssAnon"], kb["VmRSS"], len(os.listdir(f"/proc/{self.process.pid}/fd")), kb["Threads"]
+    def watcher(self):
+        """resident memory, in kB and by kind, twenty times a second, whatever the load does."""
+        while not self.ended:
+            with open(f"/proc/{self.process.pid}/status") as f:
+                status = f.read()
+            self.seen.append([int(re.search(rf"{k}:\s+(\d+)", status).group(1)) for k in KINDS])
+            time.sleep(0.05)
 
-    def quiet_look(self):
+    def rest(self):
+        """Descriptors and threads when the queue is empty, connections are closed and rows are swept."""
         self.resting.set()
         end = time.time() + 60
-        while time.time() < end:  # until the queue is empty, connections are closed and rows are swept
+        while time.time() < end:
             time.sleep(1)
             text = self.call("GET", "/metrics")[1].decode()
             if "qwen_edit_queue_depth 0\n" in text and "qwen_edit_connections 1\n" in text and \
                     self.call("GET", "/health")[1]["workers"][0]["state"] == "ready":
                 break
-        looks = []
-        for _ in range(5):
-            time.sleep(0.2)
-            looks.append(self.look())
+        time.sleep(1)
+        counts = [len(os.listdir(f"/proc/{self.process.pid}/{what}")) for what in ("fd", "task")]
         self.resting.clear()
-        return tuple(min(values) for values in zip(*looks))
+        return counts
 
     def run(self):
         end = time.time() + 60
@@ -172,27 +177,27 @@ class Soak:
                     break
             except OSError:
                 time.sleep(0.1)
-        for target in [self.client] * 6 + [self.killer]:
+        for target in [self.client] * 6 + [self.killer, self.watcher]:
             threading.Thread(target=target, daemon=True).start()
-        samples = []
-        for minute in range(int(self.args.minutes)):
-            time.sleep(58)
-            samples.append(self.quiet_look())
-            print(f"minute {minute + 1}: anonymous {samples[-1][0]} kB, resident {samples[-1][1]} kB, "
-                  f"{samples[-1][2]} descriptors, {samples[-1][3]} threads, {sum(self.counts.values())} requests",
-                  flush=True)
+        means, descriptors, next_minute = [], [], time.time()
+        for minute in range(1, self.args.minutes + 1):
+            next_minute += 60
+            time.sleep(max(0, next_minute - time.time() - 3))
+            n_descriptors, n_threads = self.rest()
+            kinds = [list(c) for c in zip(*self.seen)]
+            self.seen.clear()
+            means.append(statistics.mean(kinds[0]))
+            descriptors.append(n_descriptors)
+            parts = ", ".join(f"{k} {statistics.mean(v):.0f}" for k, v in zip(KINDS, kinds))
+            print(f"minute {minute}: {parts} kB in the mean (resident {min(kinds[0])} to {max(kinds[0])}), {n_descriptors} "
+                  f"descriptors, {n_threads} threads, {sum(self.counts.values())} requests", flush=True)
         self.ended = True
-        late = samples[int(self.args.warm_up):]
-        edge = max(1, len(late) // 5)
-        # What the master allocated against all that is resident at the beginning: pages of the program's file come
-        # and go as the machine needs memory.
-        first, last = (statistics.median(s[0] for s in part) for part in (late[:edge], late[-edge:]))
-        growth = 100 * (last - first) / max(s[1] for s in late[:edge])
-        descriptors = sorted({s[2] for s in late})
+        base = min(self.args.warm_up, self.args.minutes) - 1
+        growth = 100 * (means[-1] / means[base] - 1)
         print(f"{dict(sorted(((str(k), v) for k, v in self.counts.items())))}")
-        ok = growth < 1 and descriptors[-1] - descriptors[0] == 0
-        print(f"soak: resident memory {growth:+.2f} % after the warm-up, descriptors {descriptors}, "
-              f"{'holds' if ok else 'DOES NOT HOLD'}")
+        ok = growth < 1 and len(set(descriptors[base:])) == 1
+        print(f"soak: resident memory {growth:+.2f} % from minute {base + 1} to minute {len(means)}, descriptors "
+              f"{sorted(set(descriptors[base:]))}, {'holds' if ok else 'DOES NOT HOLD'}")
         self.process.terminate()
         code = self.process.wait(60)
         shutil.rmtree(self.state, ignore_errors=True)

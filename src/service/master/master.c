@@ -222,12 +222,14 @@ static bool is_idle(const svc_master *m) {
     return true;
 }
 
-/* A request of megabytes must not leave its size behind: large blocks come from the kernel and go
- * back to it, whatever came before, and few arenas keep what threads freed. */
+/* What a crowd of requests needed must not stay when it has gone: blocks of the size of bodies and
+ * pictures come from the kernel and go back to it, and the rest shares one arena (threads allocate
+ * a few blocks a request), which is trimmed every second. */
 static void keep_memory_small(void) {
-    mallopt(M_ARENA_MAX, 2);
-    mallopt(M_MMAP_THRESHOLD, 128 << 10);
-    mallopt(M_TRIM_THRESHOLD, 256 << 10);
+    mallopt(M_ARENA_MAX, 1);
+    mallopt(M_MMAP_THRESHOLD, 32 << 10);
+    mallopt(M_TRIM_THRESHOLD, 64 << 10);
+    mallopt(M_TOP_PAD, 0);
 }
 
 static void expired(svc_task *t) {
@@ -245,15 +247,7 @@ static void expire(svc_master *m) {
     svc_db_write(m->db, w);
 }
 
-/* Once each time that the last job has gone: what the crowd left in the heap goes back. */
-static void give_memory_back(const svc_master *m, bool *given) {
-    if (!m->jobs && !*given)
-        malloc_trim(0);
-    *given = !m->jobs;
-}
-
 static void run_loop(svc_master *m) {
-    bool given = false;
     double now, next_comment = 0, next_second = 0, period = watchdog_period(), next_watchdog = 0;
     while (!m->stopping || (!is_idle(m) && qie_now_s() < m->stop_at_s)) {
         svc_workers_tick(m);
@@ -267,13 +261,12 @@ static void run_loop(svc_master *m) {
                 next_comment = now + COMMENT_EVERY_S;
             }
             svc_submit_tick(m, comment);
-            give_memory_back(m, &given);
+            malloc_trim(0); /* 0.1 ms for a heap of 1 MB */
         }
         if (now >= m->next_expiry_s) {
             m->next_expiry_s =
                 now + (m->o.keep_s < EXPIRY_EVERY_S ? m->o.keep_s / 2 : EXPIRY_EVERY_S);
             expire(m);
-            malloc_trim(0);
         }
         if (period > 0 && now >= next_watchdog) {
             notify("WATCHDOG=1");

@@ -16,6 +16,11 @@
 #define APPLICATION_ID 1364542788 /* "QUED" */
 #define SCHEMA_VERSION 1
 #define MAX_BATCH 256
+#define PAGE_BYTES 4096 /* SQLite's default */
+#define CACHED_PAGES 32 /* of each connection: enough for a busy queue, and full within minutes */
+#define WRITABLE (SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE)
+#define TEXT_OF_(x) #x
+#define TEXT_OF(x) TEXT_OF_(x)
 
 #define COLUMNS                                                                                \
     "seq,id,client,idempotency_key,fingerprint,prompt,negative,params,inputs,response,result," \
@@ -70,6 +75,9 @@ typedef enum statement {
     S_COUNT
 } statement;
 
+/* Of the loop, on a connection of its own: never behind a commit. */
+typedef enum reading { R_ID, R_KEY, R_QUEUED, R_LIST, R_COUNT } reading;
+
 static const char *const SQL[S_COUNT] = {
     [S_BEGIN] = "BEGIN IMMEDIATE",
     [S_COMMIT] = "COMMIT",
@@ -92,9 +100,18 @@ static const char *const SQL[S_COUNT] = {
     [S_REFERRED] = "SELECT 1 FROM files WHERE name=?1 LIMIT 1",
 };
 
+static const char *const READ_SQL[R_COUNT] = {
+    [R_ID] = "SELECT " COLUMNS " FROM jobs WHERE id=?1",
+    [R_KEY] = "SELECT " COLUMNS " FROM jobs WHERE client=?1 AND idempotency_key=?2",
+    [R_QUEUED] = "SELECT " COLUMNS " FROM jobs WHERE status=0 ORDER BY seq",
+    [R_LIST] = "SELECT " COLUMNS " FROM jobs WHERE (?1 IS NULL OR client=?1) AND "
+               "(?2<0 OR status=?2) AND (?3=0 OR seq<?3) ORDER BY seq DESC LIMIT ?4",
+};
+
 struct svc_db {
     sqlite3 *writer, *reader;
-    sqlite3_stmt *s[S_COUNT];
+    sqlite3_stmt *s[S_COUNT], *r[R_COUNT];
+    void *pages; /* of both connections' caches */
     svc_store *store;
     svc_done *done;
     int64_t generation;
@@ -139,10 +156,15 @@ static void bind_text(sqlite3_stmt *s, int i, const char *text) {
         sqlite3_bind_null(s, i);
 }
 
-static bool step(sqlite3_stmt *s) {
-    int rc = sqlite3_step(s);
+/* A statement that is not reset keeps its view of the file, and the log from being emptied. */
+static void done_with(sqlite3_stmt *s) {
     sqlite3_reset(s);
     sqlite3_clear_bindings(s);
+}
+
+static bool step(sqlite3_stmt *s) {
+    int rc = sqlite3_step(s);
+    done_with(s);
     return rc == SQLITE_DONE || rc == SQLITE_ROW;
 }
 
@@ -204,8 +226,7 @@ static bool drop_files(svc_db *db, const char *id) {
     bind_text(s, 1, id);
     while (sqlite3_step(s) == SQLITE_ROW)
         doom(db, (const char *)sqlite3_column_text(s, 0));
-    sqlite3_reset(s);
-    sqlite3_clear_bindings(s);
+    done_with(s);
     bind_text(db->s[S_UNREFER], 1, id);
     return step(db->s[S_UNREFER]);
 }
@@ -260,16 +281,18 @@ static bool apply(svc_db *db, const svc_write *w) {
     return false;
 }
 
+static bool is_referred(void *arg, const char *name) {
+    sqlite3_stmt *s = ((svc_db *)arg)->s[S_REFERRED];
+    bind_text(s, 1, name);
+    bool used = sqlite3_step(s) != SQLITE_DONE;
+    done_with(s);
+    return used;
+}
+
 static void remove_doomed(svc_db *db) {
-    for (size_t i = 0; i < db->n_doomed; i++) {
-        sqlite3_stmt *s = db->s[S_REFERRED];
-        bind_text(s, 1, db->doomed[i]);
-        bool used = sqlite3_step(s) != SQLITE_DONE;
-        sqlite3_reset(s);
-        sqlite3_clear_bindings(s);
-        if (!used)
+    for (size_t i = 0; i < db->n_doomed; i++)
+        if (!is_referred(db, db->doomed[i]))
             svc_store_remove(db->store, db->doomed[i]);
-    }
     db->n_doomed = 0;
 }
 
@@ -369,14 +392,23 @@ void svc_db_write(svc_db *db, svc_write *w) {
 
 /* ---------------------------------------------------------------- opening */
 
-static qie_status connect_to(const char *path, sqlite3 **out, qie_error *err) {
-    QIE_FAIL_IF(sqlite3_open_v2(path, out,
-                                SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE | SQLITE_OPEN_NOMUTEX,
-                                NULL) != SQLITE_OK,
+/* Room for all pages that the connections keep. The reader drops its own with each commit of the
+ * writer: taken from the heap, they would lie between everything else that comes and goes. What
+ * does not fit (a large transaction) comes from the heap. */
+static void reserve_pages(svc_db *db) {
+    int header = 0;
+    sqlite3_config(SQLITE_CONFIG_PCACHE_HDRSZ, &header);
+    int slot = PAGE_BYTES + header;
+    db->pages = malloc((size_t)slot * 2 * CACHED_PAGES);
+    if (db->pages)
+        sqlite3_config(SQLITE_CONFIG_PAGECACHE, db->pages, slot, 2 * CACHED_PAGES);
+}
+
+static qie_status connect_to(const char *path, int flags, sqlite3 **out, qie_error *err) {
+    QIE_FAIL_IF(sqlite3_open_v2(path, out, flags | SQLITE_OPEN_NOMUTEX, NULL) != SQLITE_OK,
                 QIE_E_IO, err, "state-dir", "cannot open '%s': %s", path, sqlite3_errmsg(*out));
-    sqlite3_busy_timeout(*out, 5000);
-    /* Enough for the pages of a busy queue, and full within minutes: no slow growth. */
-    return sql_run(*out, "PRAGMA cache_size=-128", err);
+    sqlite3_busy_timeout(*out, flags & SQLITE_OPEN_READONLY ? 1000 : 5000);
+    return sql_run(*out, "PRAGMA cache_size=" TEXT_OF(CACHED_PAGES), err);
 }
 
 static const char *const SCHEMA =
@@ -500,7 +532,7 @@ static qie_status salvage(svc_db *db, const char *path, qie_error *err) {
     snprintf(kept, sizeof kept, "%s.damaged-%lld", path, (long long)time(NULL));
     snprintf(new_path, sizeof new_path, "%s.new", path);
     unlink(new_path);
-    qie_status st = connect_to(new_path, &to, err);
+    qie_status st = connect_to(new_path, WRITABLE, &to, err);
     if (st == QIE_OK)
         st = copy_all(db, to, kept, err);
     sqlite3_close(to);
@@ -509,12 +541,21 @@ static qie_status salvage(svc_db *db, const char *path, qie_error *err) {
     QIE_TRY(st);
     QIE_FAIL_IF(!put_in_place(path, new_path, kept), QIE_E_IO, err, "state-dir",
                 "the queue's file is damaged and cannot be replaced: %s", strerror(errno));
-    return connect_to(path, &db->writer, err);
+    return connect_to(path, WRITABLE, &db->writer, err);
+}
+
+static qie_status prepare(sqlite3 *c, const char *const *sql, int n, sqlite3_stmt **out,
+                          qie_error *err) {
+    for (int i = 0; i < n; i++)
+        if (sqlite3_prepare_v3(c, sql[i], -1, SQLITE_PREPARE_PERSISTENT, &out[i], NULL) !=
+            SQLITE_OK)
+            return sql_fail(c, "the schema does not fit", err);
+    return QIE_OK;
 }
 
 static qie_status open_writer(svc_db *db, const char *path, qie_error *err) {
     bool damaged;
-    QIE_TRY(connect_to(path, &db->writer, err));
+    QIE_TRY(connect_to(path, WRITABLE, &db->writer, err));
     qie_status st = check_schema(db->writer, &damaged, err);
     QIE_TRY(damaged ? salvage(db, path, err) : st);
     QIE_TRY(
@@ -524,20 +565,12 @@ static qie_status open_writer(svc_db *db, const char *path, qie_error *err) {
                 "UPDATE jobs SET status=0 WHERE status=1",
                 err));
     db->generation = sql_number(db->writer, "SELECT generation FROM meta", 1);
-    for (int i = 0; i < S_COUNT; i++)
-        if (sqlite3_prepare_v3(db->writer, SQL[i], -1, SQLITE_PREPARE_PERSISTENT, &db->s[i],
-                               NULL) != SQLITE_OK)
-            return sql_fail(db->writer, "the schema does not fit", err);
-    return QIE_OK;
+    return prepare(db->writer, SQL, S_COUNT, db->s, err);
 }
 
-static bool is_referred(void *arg, const char *name) {
-    svc_db *db = arg;
-    bind_text(db->s[S_REFERRED], 1, name);
-    bool used = sqlite3_step(db->s[S_REFERRED]) != SQLITE_DONE;
-    sqlite3_reset(db->s[S_REFERRED]);
-    sqlite3_clear_bindings(db->s[S_REFERRED]);
-    return used;
+static qie_status open_reader(svc_db *db, const char *path, qie_error *err) {
+    QIE_TRY(connect_to(path, SQLITE_OPEN_READONLY, &db->reader, err));
+    return prepare(db->reader, READ_SQL, R_COUNT, db->r, err);
 }
 
 qie_status svc_db_open(const char *path, svc_store *store, svc_done *done, svc_db **out,
@@ -551,14 +584,11 @@ qie_status svc_db_open(const char *path, svc_store *store, svc_done *done, svc_d
     db->last = &db->first;
     pthread_mutex_init(&db->lock, NULL);
     pthread_cond_init(&db->wake, NULL);
+    reserve_pages(db);
     qie_status st = open_writer(db, path, err);
-    if (st == QIE_OK &&
-        sqlite3_open_v2(path, &db->reader, SQLITE_OPEN_READONLY | SQLITE_OPEN_NOMUTEX, NULL) !=
-            SQLITE_OK)
-        st = sql_fail(db->reader, "cannot open it for reading", err);
+    if (st == QIE_OK)
+        st = open_reader(db, path, err);
     if (st == QIE_OK) {
-        sqlite3_busy_timeout(db->reader, 1000);
-        sqlite3_exec(db->reader, "PRAGMA cache_size=-128", NULL, NULL, NULL);
         if (!db->note[0]) /* pictures of lost rows stay for whoever looks at the damaged file */
             svc_store_sweep(store, is_referred, db);
         sigfillset(&all);
@@ -593,8 +623,12 @@ void svc_db_close(svc_db *db) {
     svc_db_stop(db);
     for (int i = 0; i < S_COUNT; i++)
         sqlite3_finalize(db->s[i]);
+    for (int i = 0; i < R_COUNT; i++)
+        sqlite3_finalize(db->r[i]);
     sqlite3_close(db->reader);
     sqlite3_close(db->writer);
+    sqlite3_shutdown(); /* nobody uses the pages any more */
+    free(db->pages);
     pthread_mutex_destroy(&db->lock);
     pthread_cond_destroy(&db->wake);
     free(db->doomed);
@@ -638,28 +672,23 @@ static void read_row(sqlite3_stmt *s, svc_row *r) {
     r->finished = sqlite3_column_double(s, 17);
 }
 
-static bool find(svc_db *db, const char *sql, const char *a, const char *b, svc_row *out) {
-    sqlite3_stmt *s = NULL;
-    bool found = sqlite3_prepare_v2(db->reader, sql, -1, &s, NULL) == SQLITE_OK;
-    if (found) {
-        bind_text(s, 1, a);
-        if (b)
-            bind_text(s, 2, b);
-        found = sqlite3_step(s) == SQLITE_ROW;
-    }
+static bool find_one(sqlite3_stmt *s, svc_row *out) {
+    bool found = sqlite3_step(s) == SQLITE_ROW;
     if (found)
         read_row(s, out);
-    sqlite3_finalize(s);
+    done_with(s);
     return found;
 }
 
 bool svc_db_find(svc_db *db, const char *id, svc_row *out) {
-    return find(db, "SELECT " COLUMNS " FROM jobs WHERE id=?1", id, NULL, out);
+    bind_text(db->r[R_ID], 1, id);
+    return find_one(db->r[R_ID], out);
 }
 
 bool svc_db_find_key(svc_db *db, const char *client, const char *key, svc_row *out) {
-    return find(db, "SELECT " COLUMNS " FROM jobs WHERE client=?1 AND idempotency_key=?2", client,
-                key, out);
+    bind_text(db->r[R_KEY], 1, client);
+    bind_text(db->r[R_KEY], 2, key);
+    return find_one(db->r[R_KEY], out);
 }
 
 static bool each(sqlite3_stmt *s, bool (*fn)(void *, const svc_row *), void *arg) {
@@ -670,27 +699,17 @@ static bool each(sqlite3_stmt *s, bool (*fn)(void *, const svc_row *), void *arg
         go_on = fn(arg, &r);
         svc_row_release(&r);
     }
-    sqlite3_finalize(s);
+    done_with(s);
     return go_on;
 }
 
 bool svc_db_each_queued(svc_db *db, bool (*fn)(void *arg, const svc_row *row), void *arg) {
-    sqlite3_stmt *s = NULL;
-    if (sqlite3_prepare_v2(db->reader, "SELECT " COLUMNS " FROM jobs WHERE status=0 ORDER BY seq",
-                           -1, &s, NULL) != SQLITE_OK)
-        return false;
-    return each(s, fn, arg);
+    return each(db->r[R_QUEUED], fn, arg);
 }
 
 bool svc_db_each(svc_db *db, const char *client, int status, int64_t after, int limit,
                  bool (*fn)(void *arg, const svc_row *row), void *arg) {
-    sqlite3_stmt *s = NULL;
-    if (sqlite3_prepare_v2(db->reader,
-                           "SELECT " COLUMNS
-                           " FROM jobs WHERE (?1 IS NULL OR client=?1) AND (?2<0 OR "
-                           "status=?2) AND (?3=0 OR seq<?3) ORDER BY seq DESC LIMIT ?4",
-                           -1, &s, NULL) != SQLITE_OK)
-        return false;
+    sqlite3_stmt *s = db->r[R_LIST];
     bind_text(s, 1, client);
     sqlite3_bind_int(s, 2, status);
     sqlite3_bind_int64(s, 3, after);
