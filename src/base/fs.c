@@ -159,7 +159,7 @@ static void partial_drop(int i) {
         __atomic_store_n(&partial[i].used, 0, __ATOMIC_RELEASE);
 }
 
-static int write_all(int fd, const void *data, size_t n) {
+int qie_write_all(int fd, const void *data, size_t n) {
     const char *p = data;
     while (n) {
         ssize_t k = write(fd, p, n);
@@ -198,7 +198,7 @@ qie_status qie_file_write_atomic(const char *path, const void *data, size_t n, q
     bool exists = stat(real, &st) == 0;
     if (exists && !S_ISREG(st.st_mode) &&
         !S_ISDIR(st.st_mode)) { /* /dev/stdout, a pipe: no rename */
-        int fd = open(real, O_WRONLY | O_CLOEXEC), e = fd < 0 ? errno : write_all(fd, data, n);
+        int fd = open(real, O_WRONLY | O_CLOEXEC), e = fd < 0 ? errno : qie_write_all(fd, data, n);
         if (fd >= 0)
             close(fd);
         return e ? qie_fail(err, QIE_E_IO, path, "cannot write '%s': %s", path, strerror(e))
@@ -214,7 +214,7 @@ qie_status qie_file_write_atomic(const char *path, const void *data, size_t n, q
     int slot = partial_add(tmp);
     mode_t mask = umask(0);
     umask(mask);
-    int e = write_all(fd, data, n);
+    int e = qie_write_all(fd, data, n);
     if (!e && (fchmod(fd, exists ? st.st_mode & 07777 : 0666 & ~mask) || fsync(fd)))
         e = errno;
     if (close(fd) && !e)
@@ -274,7 +274,7 @@ qie_status qie_file_write_note(const char *path, const void *data, size_t n, qie
     mode_t mask = umask(0);
     umask(mask);
     int fd = open(slash ? dir : ".", O_TMPFILE | O_WRONLY | O_CLOEXEC, 0666 & ~mask);
-    int e = fd < 0 ? errno : write_all(fd, data, n);
+    int e = fd < 0 ? errno : qie_write_all(fd, data, n);
     if (!e)
         e = name_file(fd, path, tmp);
     if (fd >= 0)

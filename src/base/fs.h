@@ -41,6 +41,8 @@ qie_status qie_file_write_note(const char *path, const void *data, size_t n, qie
 qie_status qie_file_check_writable(const char *path, qie_error *err);
 /* Remove the temporary files that writes in progress have made; async-signal-safe, for handlers. */
 void qie_file_remove_partial(void);
+/* All of it at the descriptor's place; 0 or an errno. */
+int qie_write_all(int fd, const void *data, size_t n);
 /* mkdir -p. */
 qie_status qie_mkdirs(const char *path, qie_error *err);
 

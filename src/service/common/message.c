@@ -8,6 +8,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "base/fs.h"
 #include "base/strbuf.h"
 
 void svc_text_clean(char *text, size_t cap) {
@@ -97,32 +98,14 @@ int svc_message_receive(int channel, svc_message *m, int *fd) {
     return 1;
 }
 
-static bool write_all(int fd, const void *data, size_t n) {
-    const char *p = data;
-    while (n) {
-        ssize_t done = write(fd, p, n);
-        if (done < 0 && errno == EINTR)
-            continue;
-        if (done <= 0)
-            return false;
-        p += done;
-        n -= (size_t)done;
-    }
-    return true;
-}
-
 int svc_memory_file(const char *name, const svc_part *parts, size_t n_parts) {
-    int fd = memfd_create(name, MFD_CLOEXEC);
-    bool ok = fd >= 0;
-    for (size_t i = 0; ok && i < n_parts; i++)
-        ok = write_all(fd, parts[i].data, parts[i].n);
-    if (!ok && fd >= 0) {
-        int saved = errno;
+    int fd = memfd_create(name, MFD_CLOEXEC), cause = fd < 0 ? errno : 0;
+    for (size_t i = 0; !cause && i < n_parts; i++)
+        cause = qie_write_all(fd, parts[i].data, parts[i].n);
+    if (cause && fd >= 0)
         close(fd);
-        errno = saved;
-        fd = -1;
-    }
-    return fd;
+    errno = cause;
+    return cause ? -1 : fd;
 }
 
 bool svc_read_at(int fd, void *out, size_t n, int64_t offset) {

@@ -18,6 +18,7 @@
 
 #include "base/clock.h"
 #include "base/error.h"
+#include "base/fs.h"
 
 #define HEADERS_WITHIN_S 10.0
 #define IDLE_CONNECTION_S 75.0
@@ -142,14 +143,8 @@ static bool add_body(request *r, const char *data, size_t n) {
         return false;
     if (r->spool < 0)
         memcpy(r->memory + r->got, data, n);
-    for (size_t done = 0; r->spool >= 0 && done < n;) {
-        ssize_t k = write(r->spool, data + done, n - done);
-        if (k < 0 && errno == EINTR)
-            continue;
-        if (k <= 0)
-            return false;
-        done += (size_t)k;
-    }
+    else if (qie_write_all(r->spool, data, n))
+        return false;
     r->got += n;
     return true;
 }
@@ -652,8 +647,4 @@ void svc_http_stop_listening(svc_http *h) {
 
 int svc_http_connections(const svc_http *h) {
     return h->n_connections;
-}
-
-size_t svc_http_bodies_bytes(const svc_http *h) {
-    return h->bodies;
 }

@@ -53,7 +53,6 @@ int svc_http_run(svc_http *h, int limit_ms);
 /* No new connections. */
 void svc_http_stop_listening(svc_http *h);
 int svc_http_connections(const svc_http *h);
-size_t svc_http_bodies_bytes(const svc_http *h);
 
 /* NULL when absent. */
 const char *svc_call_header(const svc_call *call, const char *name);

@@ -260,10 +260,6 @@ void svc_submit(svc_master *m, svc_call *call, svc_flavour flavour);
 void svc_submit_tick(svc_master *m, bool comment);
 /* The service ends: whoever waits is told so. */
 void svc_submit_stop(svc_master *m);
-/* The answer with the pictures inside, for a completed row; replied from a thread. */
-void svc_answer_result(svc_master *m, svc_call *call, svc_flavour flavour, const svc_row *row,
-                       bool as_url);
-
 /* fetch.c: from a thread. Errors: QIE_E_INVALID (param image_url). */
 typedef struct svc_fetch_rules {
     const char *const *cidrs;

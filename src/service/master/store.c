@@ -68,10 +68,15 @@ static void path_of(const char *name, char out[80]) {
     snprintf(out, 80, "%.2s/%.70s", name, name);
 }
 
-static bool pin_locked(svc_store *s, const char *name) {
+static pin *find_pin(const svc_store *s, const char *name) {
     pin *p = s->pins;
     while (p && strcmp(p->name, name))
         p = p->next;
+    return p;
+}
+
+static bool pin_locked(svc_store *s, const char *name) {
+    pin *p = find_pin(s, name);
     if (!p) {
         p = calloc(1, sizeof *p);
         if (!p)
@@ -82,12 +87,6 @@ static bool pin_locked(svc_store *s, const char *name) {
     }
     p->n++;
     return true;
-}
-
-void svc_store_pin(svc_store *s, const char *name) {
-    pthread_mutex_lock(&s->lock);
-    pin_locked(s, name);
-    pthread_mutex_unlock(&s->lock);
 }
 
 void svc_store_unpin(svc_store *s, const char *name) {
@@ -104,19 +103,6 @@ void svc_store_unpin(svc_store *s, const char *name) {
     pthread_mutex_unlock(&s->lock);
 }
 
-static bool write_synced(int fd, const char *p, size_t n) {
-    while (n) {
-        ssize_t done = write(fd, p, n);
-        if (done < 0 && errno == EINTR)
-            continue;
-        if (done <= 0)
-            return false;
-        p += done;
-        n -= (size_t)done;
-    }
-    return fdatasync(fd) == 0;
-}
-
 /* Write aside, sync, rename, sync the folder. */
 static bool write_file(svc_store *s, const char *path, const void *bytes, size_t n,
                        unsigned long serial) {
@@ -127,8 +113,9 @@ static bool write_file(svc_store *s, const char *path, const void *bytes, size_t
     else if (errno != EEXIST)
         return false;
     int fd = openat(s->fd, aside, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
-    bool ok = fd >= 0 && write_synced(fd, bytes, n);
-    int saved = errno;
+    int saved = fd < 0 ? errno : qie_write_all(fd, bytes, n);
+    bool ok = !saved && fdatasync(fd) == 0;
+    saved = saved ? saved : errno;
     if (fd >= 0)
         close(fd);
     if (ok && renameat(s->fd, aside, s->fd, path)) {
@@ -175,10 +162,7 @@ void svc_store_remove(svc_store *s, const char *name) {
     char path[80];
     path_of(name, path);
     pthread_mutex_lock(&s->lock);
-    pin *p = s->pins;
-    while (p && strcmp(p->name, name))
-        p = p->next;
-    if (!p)
+    if (!find_pin(s, name))
         unlinkat(s->fd, path, 0);
     pthread_mutex_unlock(&s->lock);
 }

@@ -17,7 +17,6 @@ void svc_store_close(svc_store *s);
 /* Keep the bytes, durable on return, and pin them. From any thread. Errors: QIE_E_IO. */
 qie_status svc_store_put(svc_store *s, const void *bytes, size_t n, char name[QIE_HASH_HEX_MAX],
                          qie_error *err);
-void svc_store_pin(svc_store *s, const char *name);
 void svc_store_unpin(svc_store *s, const char *name);
 /* Remove unless pinned. */
 void svc_store_remove(svc_store *s, const char *name);

@@ -321,11 +321,6 @@ static void answer(svc_master *m, svc_call *call, svc_flavour flavour, const cha
     svc_pool_post(m->pool, &a->task);
 }
 
-void svc_answer_result(svc_master *m, svc_call *call, svc_flavour flavour, const svc_row *row,
-                       bool as_url) {
-    answer(m, call, flavour, row->id, row->result, as_url, false);
-}
-
 /* ---------------------------------------------------------------- waiting for the end */
 
 /* No result for who waits, whether or not its answer has begun as a stream. */

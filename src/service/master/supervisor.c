@@ -16,6 +16,7 @@
 
 #include "base/clock.h"
 #include "base/error.h"
+#include "base/fs.h"
 #include "service/master/log.h"
 #include "service/master/master.h"
 #include "service/master/parse.h"
@@ -284,7 +285,7 @@ static bool append_input(packing *p, int i) {
         ssize_t k;
         ok = true;
         while (ok && at < n && (k = pread(from, buffer, sizeof buffer, at)) > 0) {
-            ok = write(p->fd, buffer, (size_t)k) == k;
+            ok = qie_write_all(p->fd, buffer, (size_t)k) == 0;
             at += k;
         }
         ok = ok && at == n;
@@ -468,9 +469,9 @@ static qie_status write_output(collecting *c, const uint8_t *bytes, size_t n) {
     int fd = dir >= 0
                  ? openat(dir, aside, O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW | O_CLOEXEC, 0644)
                  : -1;
-    bool ok = fd >= 0 && write(fd, bytes, n) == (ssize_t)n && fsync(fd) == 0 &&
-              renameat(dir, aside, dir, name) == 0;
-    int cause = errno;
+    int cause = fd < 0 ? errno : qie_write_all(fd, bytes, n);
+    bool ok = !cause && fsync(fd) == 0 && renameat(dir, aside, dir, name) == 0;
+    cause = cause ? cause : errno;
     if (fd >= 0)
         close(fd);
     if (!ok && fd >= 0)
