@@ -133,6 +133,22 @@ def case_bad_files(s, folder):
     assert picture(s) == plain and s.health()["workers"][0]["restarts"] == restarts
 
 
+def case_cut_while_used(s, folder):
+    """The worker dies at the missing page; the second attempt finds the file damaged and names it."""
+    path = os.path.join(folder, "shrinking.safetensors")
+    lora_files.lora(path, 9, rank=64)
+    job = s.accepted(EDIT["prompt"], lora="shrinking", num_inference_steps=200)
+    s.until(lambda: s.look(job)["status"] == "running" and s.look(job)["progress"]["step"] > 0)
+    os.truncate(path, 8192)
+    job = s.finished(job)
+    e, worker = job["error"], s.health()["workers"][0]
+    assert job["status"] == "failed" and job["attempts"] == 1 and e["param"] == "lora", job
+    assert "'shrinking.safetensors' is damaged" in e["message"] and "is the file complete?" in e["message"], e
+    assert "signal 7" in worker["last_error"] and "cut while in use" in worker["last_error"], worker
+    os.unlink(path)
+    assert edit(s)["loras"] == []
+
+
 def case_folder_changes(s, folder):
     def names():
         return [x["name"] for x in s.call("GET", "/v1/models")[1]["data"][0]["loras"]]

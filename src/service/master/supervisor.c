@@ -171,9 +171,12 @@ static void describe_death(svc_worker *w, int status) {
         return;
     w->master->death_reasons[w->index][0]++;
     w->was_killed = WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL;
-    if (WIFSIGNALED(status))
-        snprintf(w->death_note, sizeof w->death_note, "the worker was ended by signal %d (%s)",
-                 WTERMSIG(status), strsignal(WTERMSIG(status)));
+    if (WIFSIGNALED(status)) /* SIGBUS: weights are mapped, and there is no page behind them */
+        snprintf(w->death_note, sizeof w->death_note, "the worker was ended by signal %d (%s)%s",
+                 WTERMSIG(status), strsignal(WTERMSIG(status)),
+                 WTERMSIG(status) == SIGBUS
+                     ? ": a file of the model or of a LoRA was cut while in use, or its disk fails"
+                     : "");
     else
         snprintf(w->death_note, sizeof w->death_note, "the worker left with exit code %d",
                  WEXITSTATUS(status));
