@@ -17,7 +17,7 @@ const server = {
   about: null,
   previews: true,
   loras: [],
-  defaults: { num_inference_steps: 40, true_cfg_scale: 4, guidance_scale: 1, negative_prompt: ' ', max_side: null },
+  defaults: { num_inference_steps: 40, true_cfg_scale: 4, guidance_scale: 1, negative_prompt: ' ', max_side: null, cache: 'off' },
   limits: { max_images: 3, max_body_bytes: 64 * 1024 * 1024, num_inference_steps: [1, 200], true_cfg_scale: [0, 20],
     guidance_scale: null, max_side: [64, 4096] },
 };
@@ -271,7 +271,7 @@ function showFieldError(name, text) {
 }
 
 function clearErrors() {
-  for (const name of ['pictures', 'prompt', 'seed', 'negative_prompt', 'lora', ...NUMBERS]) showFieldError(name, '');
+  for (const name of ['pictures', 'prompt', 'seed', 'negative_prompt', 'lora', 'cache', ...NUMBERS]) showFieldError(name, '');
   $('form-error').hidden = true;
 }
 
@@ -290,6 +290,7 @@ function readForm() {
     if ($('lora_weight').validity.badInput) throw Object.assign(new Error(t('num.bad')), { param: 'lora' });
     params.lora = `${$('lora').value}:${weight === '' ? 1 : Number(weight)}`;
   }
+  if ($('cache').value !== server.defaults.cache) params.cache = $('cache').value;
   if ($('seed-fixed').checked) {
     const text = $('seed').value.trim();
     if (!/^\d{1,16}$/.test(text) || Number(text) > Number.MAX_SAFE_INTEGER) throw Object.assign(new Error(t('seed.bad')), { param: 'seed' });
@@ -303,6 +304,7 @@ function fillForm(params) {
   for (const name of NUMBERS) $(name).value = params[name] ?? server.defaults[name] ?? '';
   $('negative_prompt').value = (params.negative_prompt ?? '').trim() ? params.negative_prompt : '';
   setLora(params.lora ?? '');
+  $('cache').value = params.cache ?? server.defaults.cache;
   setSeed(params.seed);
   noteAdvanced();
   keepDraft();
@@ -351,6 +353,7 @@ function noteAdvanced() {
   if ($('true_cfg_scale').value) parts.push(`CFG ${$('true_cfg_scale').value}`);
   if ($('max_side').value) parts.push(`${$('max_side').value} px`);
   if ($('lora').value) parts.push($('lora').value);
+  if ($('cache').value !== 'off') parts.push(`${t('f.cache')} ${$('cache').selectedOptions[0].textContent}`);
   if ($('seed-fixed').checked && $('seed').value) parts.push(`${t('seed.title')} ${$('seed').value}`);
   $('advanced-note').textContent = parts.join(' · ');
 }
@@ -361,6 +364,7 @@ function keepDraft() {
   for (const name of NUMBERS) if ($(name).value !== String(server.defaults[name] ?? '')) draft[name] = $(name).value;
   if ($('seed-fixed').checked) draft.seed = $('seed').value;
   if ($('lora').value) draft.lora = `${$('lora').value}:${$('lora_weight').value || 1}`;
+  if ($('cache').value !== server.defaults.cache) draft.cache = $('cache').value;
   sessionStorage.setItem('qwen-edit.draft', JSON.stringify(draft));
 }
 
@@ -815,6 +819,7 @@ function showFacts(job) {
     rows.push(['f.time', q >= 1 ? t('f.time.parts', { t: duration(total), q: duration(q) }) : duration(total)]);
   }
   if (r.loras?.length) rows.push(['f.lora', r.loras.map((l) => (l.weight === 1 ? l.name : `${l.name} × ${l.weight}`)).join(', ')]);
+  if (r.cache && r.cache !== 'off') rows.push(['f.cache', t(`cache.${r.cache}`)]);
   if (r.model) rows.push(['f.model', r.model]);
   $('facts').replaceChildren(...rows.map(([name, value]) => make('div', {}, make('dt', { textContent: t(name) }), make('dd', {}, value))));
 }
@@ -829,10 +834,10 @@ function showGenerate() {
 
 function fail(error) {
   const param = error.param;
-  const field = { prompt: 'prompt', seed: 'seed', negative_prompt: 'negative_prompt', lora: 'lora', ...Object.fromEntries(NUMBERS.map((n) => [n, n])) }[param]
+  const field = { prompt: 'prompt', seed: 'seed', negative_prompt: 'negative_prompt', lora: 'lora', cache: 'cache', ...Object.fromEntries(NUMBERS.map((n) => [n, n])) }[param]
     ?? (/^image/.test(param ?? '') ? 'pictures' : null);
   if (field) {
-    if ([...NUMBERS, 'seed', 'negative_prompt', 'lora'].includes(field)) $('advanced').open = true;
+    if ([...NUMBERS, 'seed', 'negative_prompt', 'lora', 'cache'].includes(field)) $('advanced').open = true;
     showFieldError(field, words(error));
     $(field === 'pictures' ? 'file' : field).focus();
   } else {
@@ -1041,6 +1046,7 @@ async function lookAtServer() {
   }
   showLoras();
   setLora(draftKept().lora ?? '');
+  $('cache').value = draftKept().cache ?? server.defaults.cache;
   brought = server.loras.find((l) => l.name === $('lora').value) ?? null;
   keepDraft();
   showServer();

@@ -61,7 +61,7 @@ class Service:
 
     def accept(self, fields, images):
         known = {"prompt", "num_inference_steps", "true_cfg_scale", "guidance_scale", "negative_prompt", "max_side", "seed",
-                 "preview", "idempotency_key", "lora"}
+                 "preview", "idempotency_key", "lora", "cache"}
         for name in fields:
             if name not in known:
                 raise Refused(422, f"unknown field: {name}", name, "unknown_field")
@@ -138,7 +138,7 @@ class Service:
                      cfg=scale > 1, model="demo" if self.demo else "Qwen/Qwen-Image-Edit-2511",
                      timings={"queued_s": job["started"] - job["at"], "total_s": job["ended"] - job["started"]},
                      loras=[{"name": n, "weight": float(w)} for n, _, w in [job["fields"]["lora"].rpartition(":")]]
-                     if "lora" in job["fields"] else [],
+                     if "lora" in job["fields"] else [], cache=job["fields"].get("cache", "off"),
                      warnings=["guidance_scale has no effect on this model"] if "guidance_scale" in job["fields"] else [])
         return v
 
@@ -189,7 +189,7 @@ class Handler(BaseHTTPRequestHandler):
             return self.send(200, {"object": "list", "data": [{
                 "id": "demo" if s.demo else "Qwen/Qwen-Image-Edit-2511", "object": "model", "about": about,
                 "defaults": {"num_inference_steps": 4 if s.demo else 40, "true_cfg_scale": 1.0 if s.demo else 4.0,
-                             "guidance_scale": 1.0, "negative_prompt": " ", "max_side": None},
+                             "guidance_scale": 1.0, "negative_prompt": " ", "max_side": None, "cache": "off"},
                 "loras": [{"name": "Test-Lightning-2steps", "bytes": 1, "num_inference_steps": 2, "true_cfg_scale": 1.0},
                           {"name": "style", "bytes": 1}],
                 "limits": {"max_images": 3, "max_body_bytes": 64 << 20, "num_inference_steps": [1, 200],

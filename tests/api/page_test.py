@@ -519,6 +519,10 @@ def no_other_host(r, b):
     check(policy and "default-src 'none'" in policy and "unsafe" not in policy, f"policy: {policy}")
 
 
+CHOOSE = ("const s = document.getElementById(arguments[0]); s.value = arguments[1];"
+          "s.dispatchEvent(new Event('input', {bubbles: true}));")
+
+
 @test
 def lora_of_the_folder(r, b):
     """Chosen from what the server has, it changes the result, which names it; a distilled one brings its settings."""
@@ -526,16 +530,52 @@ def lora_of_the_folder(r, b):
     b.wait("list of LoRAs", "return document.getElementById('lora').options.length === 3")
     check(not b.js("return document.getElementById('lora-field').hidden"), "the field is there")
     before = b.js("return document.getElementById('num_inference_steps').value")
-    choose = "const s = document.getElementById('lora'); s.value = arguments[0]; s.dispatchEvent(new Event('input', {bubbles: true}));"
-    b.js(choose, "Test-Lightning-2steps")
+    b.js(CHOOSE, "lora", "Test-Lightning-2steps")
     check(b.js("return document.getElementById('num_inference_steps').value") == "2", "a Lightning one brings its steps")
-    b.js(choose, "style")
+    b.js(CHOOSE, "lora", "style")
     check(b.js("return document.getElementById('num_inference_steps').value") == before, "and takes them out again")
     r.add(b, r.red)
     b.type("#prompt", PURPLE_EN)
     b.click("#generate")
     b.wait_state("done")
     check("style" in b.text("#facts"), b.text("#facts"))
+
+
+@test
+def lora_and_cache(r, b):
+    """Both set, sent, told beside the result and taken back from there, at both widths and in both languages."""
+    for width, height, mobile, language in ((1360, 900, False, "en"), (390, 844, True, "zh")):
+        b.view(width, height, mobile)
+        r.open(b)
+        if language == "zh":
+            b.click("#language")
+        fast, caching = ("快速", "缓存") if language == "zh" else ("Fast", "Caching")
+        r.add(b, r.red)
+        b.type("#prompt", PURPLE_EN)
+        r.steps(b, 12)
+        b.js(CHOOSE, "lora", "style")
+        b.type("#lora_weight", "0.7", clear=True)
+        b.js(CHOOSE, "cache", "fast")
+        b.js("document.getElementById('cache').scrollIntoView({block: 'center', behavior: 'instant'})")
+        r.shot(b, f"27-lora-and-cache-{width}-{language}")
+        check(f"{caching} {fast}" in b.text("#advanced-note"), "named when the fields are folded away")
+        b.click("#generate")
+        r.finished(b)
+        facts = b.text("#facts")
+        check("style × 0.7" in facts and caching + fast in facts, facts)
+        r.shot(b, f"28-lora-and-cache-result-{width}-{language}", full=True)
+        if r.service:
+            job = r.service.jobs()[0]["result"]
+            check(job["cache"] == "fast" and job["skipped_forwards"] > 0 and job["loras"] == [{"name": "style", "weight": 0.7}],
+                  f"what the service says: {job}")
+        form = "return ['lora', 'lora_weight', 'cache'].map(n => document.getElementById(n).value)"
+        b.js("document.getElementById('advanced').open = true")
+        b.click("#defaults")
+        check(b.js(form) == ["", "1", "off"], "back to the defaults")
+        b.click("#reuse")
+        b.wait("settings back", form + ".join() === 'style,0.7,fast'")
+        b.go(r.url)
+        b.wait("kept over a reload", form + ".join() === 'style,0.7,fast'")
 
 
 # ---- what only a server that is ours can be made to do
