@@ -25,11 +25,14 @@ def free_port():
 
 class Service:
     """with Service(program, "--queue-size", "2") as s: s.url, s.ask("GET", "/health"). A state folder that is given is
-    kept, one of its own thrown away at the end. model None: whatever the program finds."""
+    kept, one of its own thrown away at the end. model None: whatever the program finds. QIE_TEST_WORKER: the program
+    whose worker is used instead, of a build without the thread sanitizer, which does not know libgomp's barriers."""
 
     def __init__(self, program, *args, model="demo", key=None, state=None, env=None, prefix=()):
         self.program, self.key, self.process = os.path.abspath(program), key, None
         self.args = ("--model", model, "--threads", "1", *args) if model else args
+        if os.environ.get("QIE_TEST_WORKER") and "--worker-program" not in self.args:
+            self.args += ("--worker-program", os.path.abspath(os.environ["QIE_TEST_WORKER"]))
         self.state, self.own_state = state or tempfile.mkdtemp(prefix="qe-state-"), state is None
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
