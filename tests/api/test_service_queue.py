@@ -253,9 +253,27 @@ def case_expiry():
         s.until(lambda: s.call("GET", "/v1/jobs/" + job)[0] == 404)
 
 
+def case_expiry_of_many():
+    """More at once than one write removes: all go at the next sweep, not some a minute."""
+    with tempfile.TemporaryDirectory() as d:
+        with Service(state=d, fake=True).start() as s:
+            s.finished(s.accepted("x"))
+        db = sqlite3.connect(os.path.join(d, "queue.db"))
+        names = [c[1] for c in db.execute("PRAGMA table_info(jobs)") if c[1] not in ("seq", "id")]
+        for i in range(900):
+            db.execute(f"INSERT INTO jobs(id,{','.join(names)}) SELECT 'job_old{i}',{','.join(names)} FROM jobs WHERE id NOT LIKE "
+                       "'job_old%' LIMIT 1")
+        db.execute("UPDATE jobs SET status=2,finished=unixepoch()-9000")
+        db.commit()
+        db.close()
+        with Service("--keep", "1", state=d, fake=True).start() as s:  # the next sweep would come in a minute
+            s.until(lambda: s.call("GET", "/v1/jobs/job_old899")[0] == 404, seconds=20)
+            s.until(lambda: s.jobs() == [], seconds=20)
+
+
 def main():
     cases = (case_order, case_share, case_keys_once, case_crowd, case_listeners, case_events, case_gone, case_timeout,
-             case_expiry)
+             case_expiry, case_expiry_of_many)
     return 1 if run_cases([(f.__name__, f) for f in cases]) else 0
 
 

@@ -232,19 +232,28 @@ static void keep_memory_small(void) {
     mallopt(M_TOP_PAD, 0);
 }
 
+typedef struct expiring {
+    svc_write write; /* first */
+    svc_master *master;
+} expiring;
+
 static void expired(svc_task *t) {
-    free(t);
+    expiring *e = (expiring *)(void *)t;
+    if (e->write.more && e->write.status == QIE_OK)
+        e->master->next_expiry_s = 0;
+    free(e);
 }
 
 static void expire(svc_master *m) {
-    svc_write *w = calloc(1, sizeof *w);
-    if (!w)
+    expiring *e = calloc(1, sizeof *e);
+    if (!e)
         return;
-    w->kind = SVC_WRITE_EXPIRE;
-    w->task.done = expired;
-    w->row.finished = svc_clock();
-    w->before = w->row.finished - m->o.keep_s;
-    svc_db_write(m->db, w);
+    e->master = m;
+    e->write.kind = SVC_WRITE_EXPIRE;
+    e->write.task.done = expired;
+    e->write.row.finished = svc_clock();
+    e->write.before = e->write.row.finished - m->o.keep_s;
+    svc_db_write(m->db, &e->write);
 }
 
 static void run_loop(svc_master *m) {

@@ -238,14 +238,15 @@ static bool drop_row(svc_db *db, const char *id) {
     return step(db->s[S_DELETE]);
 }
 
-static bool drop_old(svc_db *db, statement which, double before) {
+static bool drop_old(svc_db *db, statement which, double before, bool *more) {
     char ids[200][SVC_ID_BYTES];
     int n = 0;
     sqlite3_stmt *s = db->s[which];
     sqlite3_bind_double(s, 1, before);
     while (n < 200 && sqlite3_step(s) == SQLITE_ROW)
         snprintf(ids[n++], SVC_ID_BYTES, "%s", (const char *)sqlite3_column_text(s, 0));
-    sqlite3_reset(s);
+    done_with(s);
+    *more = *more || n == 200;
     bool ok = true;
     for (int i = 0; ok && i < n; i++) {
         if (which == S_OLDER) {
@@ -258,7 +259,7 @@ static bool drop_old(svc_db *db, statement which, double before) {
     return ok;
 }
 
-static bool apply(svc_db *db, const svc_write *w) {
+static bool apply(svc_db *db, svc_write *w) {
     sqlite3_stmt *s;
     switch (w->kind) {
     case SVC_WRITE_INSERT: return insert(db, &w->row);
@@ -274,8 +275,8 @@ static bool apply(svc_db *db, const svc_write *w) {
         return step(s);
     case SVC_WRITE_FINISH: return finish(db, &w->row);
     case SVC_WRITE_EXPIRE:
-        return drop_old(db, S_OLD, w->before) &&
-               drop_old(db, S_OLDER, 2 * w->before - w->row.finished);
+        return drop_old(db, S_OLD, w->before, &w->more) &&
+               drop_old(db, S_OLDER, 2 * w->before - w->row.finished, &w->more);
     case SVC_WRITE_DELETE: return drop_row(db, w->row.id);
     }
     return false;

@@ -60,7 +60,8 @@ typedef enum svc_write_kind {
     SVC_WRITE_START,   /* running */
     SVC_WRITE_REQUEUE, /* queued again, with attempts */
     SVC_WRITE_FINISH,  /* completed, failed or cancelled, with result or error */
-    SVC_WRITE_EXPIRE,  /* finished before `before`: files removed; twice as old: row removed */
+    SVC_WRITE_EXPIRE,  /* finished before `before`: files removed; twice as old: row removed. Some
+                          at a time: `more` says that there are others */
     SVC_WRITE_DELETE   /* row and files removed */
 } svc_write_kind;
 
@@ -71,6 +72,7 @@ typedef struct svc_write {
     svc_write_kind kind;
     svc_row row;
     double before;
+    bool more;
     qie_status status;
     qie_error error;
 } svc_write;
