@@ -421,6 +421,7 @@ typedef struct collecting {
     svc_master *master;
     svc_job *job;
     int worker, gpu_id, fd;
+    pid_t pid; /* of the process that sent it */
     int format, n_expected, output_fd;
     char id[SVC_ID_BYTES], *output_path;
     char model[128], precision[16];
@@ -598,7 +599,8 @@ static void collected(svc_task *t) {
     svc_job *job = c->job;
     if (c->garbage) {
         svc_worker *w = &m->workers[c->worker];
-        kill_worker(w, "the worker returned garbage", 2);
+        if (w->pid == c->pid)
+            kill_worker(w, "the worker returned garbage", 2);
         job->finishing = false;
         svc_job_retry(m, job, "the worker returned garbage");
         release_collecting(c);
@@ -642,6 +644,7 @@ static void take_result(svc_worker *w, svc_job *job, int fd) {
     c->master = w->master;
     c->job = job;
     c->worker = w->index;
+    c->pid = w->pid;
     c->gpu_id = w->gpu_id;
     c->fd = fd;
     c->format = job->params.format;
