@@ -2,7 +2,8 @@
 # Builds the program and its tests twice (as it ships, and with the address and undefined-behaviour sanitizers) and
 # runs both suites; the last lines are the summary of the test runner.
 #   sh test.sh          what every change must pass
-#   sh test.sh --long   also the thread sanitizer on the lower layers, valgrind on the demo edit, longer fuzzing
+#   sh test.sh --long   also the thread sanitizer on the lower layers and the service, valgrind on the demo edit,
+#                       longer fuzzing
 set -eu
 cd "$(dirname "$0")"
 . tools/packages.sh
@@ -48,6 +49,14 @@ if [ "$long" -eq 1 ]; then
 foreach(name $(ls build-tsan/tests 2>/dev/null | grep -E '^test_(base|cli|hub|text|plan)_' | grep -v parallel | tr '\n' ' '))
     add_test(tsan_\${name} "$PWD/build-tsan/tests/\${name}")
     set_tests_properties(tsan_\${name} PROPERTIES WORKING_DIRECTORY "$PWD" TIMEOUT 1800 SKIP_RETURN_CODE 77)
+endforeach()
+# The master; its worker is that of the plain build.
+foreach(name service service_queue service_http service_worker service_state service_ops service_kill service_schema
+        service_lora client)
+    add_test(tsan_\${name} python3 "$PWD/tests/api/test_\${name}.py" "$PWD/build-tsan/qwen-edit"
+             "$PWD/build-tsan/tests/fakeworker")
+    set_tests_properties(tsan_\${name} PROPERTIES WORKING_DIRECTORY "$PWD/build-tsan" TIMEOUT 3600 SKIP_RETURN_CODE 77
+                         ENVIRONMENT "QIE_TEST_WORKER=$PWD/build/qwen-edit;TSAN_OPTIONS=halt_on_error=1")
 endforeach()
 add_test(valgrind_demo_edit sh "$PWD/tests/fault/valgrind_edit.sh" "$PWD/build/qwen-edit")
 set_tests_properties(valgrind_demo_edit PROPERTIES WORKING_DIRECTORY "$PWD" TIMEOUT 3600 SKIP_RETURN_CODE 77)
