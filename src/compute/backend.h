@@ -109,6 +109,9 @@ typedef struct qie_linear_args {
      * and block of k on the way, I8 weights are taken with their scale. Ignored by a back end
      * without it and below QIE_INT8_MIN_ROWS rows. */
     bool int8;
+    /* Without int8: few rows are summed like many, so that a row's bits do not depend on how many
+     * there are. */
+    bool as_many;
 } qie_linear_args;
 
 typedef struct qie_layer_norm_args {
@@ -266,7 +269,9 @@ struct qie_compute {
     const char *name;       /* "cpu", "ref", "onednn" */
     qie_cpu_level level;
     int n_threads;
-    bool bf16_native;       /* bf16 products in hardware */
+    bool bf16_native; /* bf16 products in hardware */
+    /* With linear's as_many, no row's bits depend on the rows that are computed beside it. */
+    bool rows_alone;
     unsigned char *scratch; /* 64-byte aligned; divided by the operations as they like */
     size_t scratch_bytes;
     struct qie_op_record *record; /* NULL but while calls are noted, see op_record.h */

@@ -199,7 +199,8 @@ void qie_run_linear(const qie_run *run, qie_mat x, const qie_linear *l, qie_act 
                          .store = store,
                          .split = x.rows,
                          .dst = dst,
-                         .int8 = run->int8 && l->int8};
+                         .int8 = run->int8 && l->int8,
+                         .as_many = run->as_many};
     run->compute->ops.linear(run->compute, &a);
 }
 
@@ -215,7 +216,8 @@ void qie_run_linear_gated(const qie_run *run, qie_mat x, const qie_linear *l, co
                          .gate = {gate0, gate1},
                          .split = split,
                          .dst = dst,
-                         .int8 = run->int8 && l->int8};
+                         .int8 = run->int8 && l->int8,
+                         .as_many = run->as_many};
     run->compute->ops.linear(run->compute, &a);
 }
 

@@ -17,6 +17,7 @@ typedef struct qie_run {
     qie_arena *device;              /* memory that operations work on: on the CPU the same arena */
     qie_dtype act;                  /* dtype of activations that feed matrix products */
     bool int8;                      /* layers that bear it multiply in 8-bit integers */
+    bool as_many;                   /* of qie_linear_args */
     const atomic_int *cancel;       /* not zero: stop */
     qie_observer *observer;         /* NULL: no dump */
     qie_prompt_cache *prompt_cache; /* NULL: every prompt is encoded */

@@ -145,6 +145,42 @@ QTEST(test_linear_many_tasks_match_reference) {
                             QIE_ACT_NONE, QIE_STORE_GATED_ADD, 1});
 }
 
+/* With as_many a row has the same bits alone, among a few and among many. */
+QTEST(test_linear_as_many_rows_do_not_depend_on_their_number) {
+    enum { M = 150, N = 77, K = 700 };
+    for (int i = 0; i < 12 && !qtest_failed; i++) {
+        qie_dtype t = ACTS[i & 1], wt = WEIGHTS[i / 4], dt = ACTS[i / 2 & 1];
+        op_buf x = op_random(t, M * K, 1, false), w = op_random(wt, N * K, 1, false);
+        op_buf all = op_alloc(M * N * qie_dtype_size(dt), false),
+               some = op_alloc(M * N * qie_dtype_size(dt), false);
+        for (int level = OP_FIRST_LEVEL; level <= (int)qie_cpu_level_hardware(); level++) {
+            qie_compute *c = op_compute("cpu", (qie_cpu_level)level, 2);
+            qie_linear_args a = {.x = qie_mat_make(x.data, t, M, K),
+                                 .w = {w.data, wt, N, K},
+                                 .split = M,
+                                 .as_many = true,
+                                 .dst = qie_mat_make(all.data, dt, M, N)};
+            ASSERT(c->rows_alone);
+            c->ops.linear(c, &a);
+            const qie_mat rows = a.x, want = a.dst;
+            static const int64_t counts[] = {1, 2, 5, 8, 9, 15, 29, 130};
+            for (size_t k = 0; k < sizeof counts / sizeof *counts; k++) {
+                int64_t n = counts[k], from = M - n;
+                a.x = qie_mat_rows(rows, from, n);
+                a.dst = qie_mat_make(some.data, dt, n, N);
+                c->ops.linear(c, &a);
+                if (memcmp(some.data, qie_mat_rows(want, from, n).data,
+                           (size_t)n * N * qie_dtype_size(dt)) != 0)
+                    QTEST_FAIL("level %s x %s w %s: the last %lld rows alone differ",
+                               qie_cpu_level_name((qie_cpu_level)level), op_dtype(t), op_dtype(wt),
+                               (long long)n);
+            }
+            qie_compute_destroy(c);
+        }
+        op_free(&x), op_free(&w), op_free(&all), op_free(&some);
+    }
+}
+
 QTEST(test_linear_extreme_values_match_reference) {
     const float scales[] = {0, 1e-30f, 1e4f, 1e18f};
     for (int i = 0; i < 4 && !qtest_failed; i++)

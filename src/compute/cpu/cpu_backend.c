@@ -103,6 +103,7 @@ qie_status qie_compute_create_level(const char *name, qie_cpu_level level, int n
     c->name = NAMES[k];
     c->level = k == REF ? QIE_CPU_REF : level;
     c->n_threads = n_threads < 1 ? 1 : n_threads;
+    c->rows_alone = k != ONEDNN; /* its kernels are chosen by the number of rows */
     c->scratch_bytes = qie_compute_scratch_bytes(name, c->n_threads, limits);
     if (c->scratch_bytes && !(c->scratch = aligned_alloc(64, round_up(c->scratch_bytes)))) {
         st = qie_fail(err, QIE_E_NO_MEMORY, NULL, "out of memory: %zu bytes of scratch",

@@ -7,7 +7,7 @@
  * additions, smaller error. The rows leave through the epilogue.
  *
  * Up to SMALL_M rows the packing would cost more than it saves: dot products straight from the
- * weights' rows.
+ * weights' rows, whose sums differ in their last bits (as_many forbids it).
  *
  * Arithmetic: bf16 activations use bf16 products where the processor has them (weights of other
  * types are rounded to bf16 while packing) and float elsewhere; float activations always use float.
@@ -165,7 +165,7 @@ void qie_cpu_linear(qie_compute *c, const qie_linear_args *a) {
     }
     linear_job job = {.c = c, .a = a, .g = qie_cpu_gemm(c, a->x.dtype)};
     int n_threads = macs < SERIAL_MACS ? 1 : c->n_threads;
-    if (m <= SMALL_M) {
+    if (m <= SMALL_M && !a->as_many) {
         qie_parallel_for(n_threads, (size_t)qie_ceil_div(n, SMALL_COLS), small_task, &job);
         return;
     }

@@ -42,6 +42,7 @@ void qie_lowrank_project(qie_compute *c, const qie_linear_args *a) {
         qie_linear_args t = {.x = a->x,
                              .w = *down,
                              .split = a->x.rows,
+                             .as_many = a->as_many,
                              .dst = {a->lowrank_room + at, QIE_F32, a->x.rows, down->n, total}};
         c->ops.linear(c, &t);
         at += down->n;
