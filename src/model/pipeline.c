@@ -22,6 +22,7 @@ typedef struct edit {
     qie_run run; /* own copy: its beat reports progress */
     qie_prepared *p;
     int n_threads;
+    int n_reused; /* of what the text stage can take from the cache: see text_keys */
     /* progress */
     double started, last_told;
     const char *stage;
@@ -185,10 +186,11 @@ static qie_status encode_prompt(edit *e, int pass, const float *features,
                      err));
     observe_ids(e, pass ? "neg." : "", p);
     if (!given) {
+        bool seen = qie_language_start(prefix) > (int64_t)p->parts[0];
         QIE_TRY(qie_language_encode(e->m->text_encoder, &e->run, &e->p->sizes, p->ids, n,
-                                    p->image_pad_id, features, e->p->sizes.n_vision_tokens,
-                                    e->p->options.positions, prefix,
-                                    e->run.observer ? 0 : (int64_t)p->n_drop, hidden, err));
+                                    p->image_pad_id, features,
+                                    seen ? 0 : e->p->sizes.n_vision_tokens, e->p->options.positions,
+                                    prefix, e->run.observer ? 0 : (int64_t)p->n_drop, hidden, err));
         observe_rows(e, names[pass][0], hidden, n, width);
         memcpy(e->prompt_embeds[pass], hidden + (int64_t)p->n_drop * width,
                sizeof(float) * (size_t)(e->p->n_text[pass] * width));
@@ -205,94 +207,182 @@ static qie_status alloc(const qie_run *run, int64_t n, float **out, qie_error *e
     return QIE_OK;
 }
 
-/* Keys of what the text stage computes: vision features, and the conditioning of each pass. A
- * second pass may start behind what it has in common with the first, so both prompts belong to its
- * key. */
+/* What the text stage takes from earlier edits, and its keys. The conditioning of each prompt;
+ * where rows do not depend on their neighbours, keys, values and conditioning of what the prompts
+ * begin with; else, or if those are too large, the vision features. */
+enum { REUSE_ALL = QIE_PROMPT_PARTS + 1 }; /* parts, and conditioning */
 typedef struct text_keys {
-    bool on;
-    qie_prompt_key features, embeds[2];
+    int n_parts;           /* that may be taken and kept */
+    bool features, embeds; /* these, too */
+    bool kept[2];          /* conditioning that was found */
+    qie_prompt_key features_key, parts_key[QIE_PROMPT_PARTS], embeds_key[2];
 } text_keys;
+
+/* The first n tokens of the prompt as a part of a key. */
+static qie_prompt_part tokens(const edit *e, int pass, size_t n) {
+    return (qie_prompt_part){e->p->prompts[pass].ids, n * sizeof(int32_t)};
+}
+
+static size_t part_floats(const edit *e, int i_part) {
+    const qie_memory_request *r = &e->p->request;
+    int64_t from = i_part ? r->parts[0] : 0;
+    return (size_t)qie_memory_part_bytes(r, from, r->parts[i_part]) / sizeof(float);
+}
+
+/* Where rows depend on their neighbours, the second pass starts behind what it has in common with
+ * the first: both prompts belong to its key. */
+static qie_status make_embeds_keys(const edit *e, text_keys *out, qie_error *err) {
+    bool alone = e->run.compute->rows_alone;
+    for (int i = 0; i < e->p->n_passes; i++) {
+        int own = alone ? -1 : i;
+        qie_prompt_part parts[4] = {{out->features_key.hex, sizeof out->features_key.hex},
+                                    {&own, sizeof own}};
+        size_t n = 2;
+        for (int k = 0; k < e->p->n_passes; k++)
+            if (!alone || k == i)
+                parts[n++] = tokens(e, k, e->p->prompts[k].n_ids);
+        QIE_TRY(qie_prompt_key_make(parts, n, &out->embeds_key[i], err));
+    }
+    return QIE_OK;
+}
 
 static qie_status make_keys(const edit *e, const float *patches, size_t patch_bytes, text_keys *out,
                             qie_error *err) {
     const qie_size_plan *s = &e->p->sizes;
     const qie_adapters_active *a = qie_adapters_get(e->m->adapters);
-    int32_t head[3 + 2 * QIE_MAX_PICTURES] = {(int32_t)e->run.act, (int32_t)e->p->options.positions,
-                                              e->p->n_passes};
+    int32_t act = (int32_t)e->run.act,
+            head[1 + 2 * QIE_MAX_PICTURES] = {(int32_t)e->p->options.positions};
     double loras[2 * QIE_MAX_LORAS + 1];
-    out->on = e->run.prompt_cache && !e->run.observer && !e->p->options.n_injections;
-    if (!out->on)
+    memset(out, 0, sizeof *out);
+    if (!e->run.prompt_cache || e->run.observer || e->p->options.n_injections)
         return QIE_OK;
+    if (e->run.compute->rows_alone && !e->run.compute->mem)
+        out->n_parts = e->n_reused < QIE_PROMPT_PARTS ? e->n_reused : QIE_PROMPT_PARTS;
+    out->embeds = e->n_reused == REUSE_ALL;
     for (int i = 0; i < s->n_images; i++) {
-        head[3 + 2 * i] = s->images[i].grid_px.h;
-        head[4 + 2 * i] = s->images[i].grid_px.w;
+        head[1 + 2 * i] = s->images[i].grid_px.h;
+        head[2 + 2 * i] = s->images[i].grid_px.w;
     }
     for (size_t i = 0; i < a->n; i++) {
         loras[2 * i] = (double)a->loras[i].id;
         loras[2 * i + 1] = a->loras[i].weight;
     }
-    const qie_prompt_part from[] = {{head, sizeof *head * (size_t)(3 + 2 * s->n_images)},
+    size_t n_template = e->p->prompts[0].parts[0];
+    const qie_prompt_part from[] = {{&act, sizeof act},
                                     {loras, 2 * a->n * sizeof *loras},
+                                    tokens(e, 0, n_template),
+                                    {head, sizeof *head * (size_t)(1 + 2 * s->n_images)},
                                     {patches, patch_bytes}};
-    QIE_TRY(qie_prompt_key_make(from, 3, &out->features, err));
-    for (int i = 0; i < e->p->n_passes; i++) {
-        qie_prompt_part parts[4] = {{out->features.hex, sizeof out->features.hex}, {&i, sizeof i}};
-        for (int k = 0; k < e->p->n_passes; k++)
-            parts[2 + k] =
-                (qie_prompt_part){e->p->prompts[k].ids, e->p->prompts[k].n_ids * sizeof(int32_t)};
-        QIE_TRY(qie_prompt_key_make(parts, 2 + (size_t)e->p->n_passes, &out->embeds[i], err));
-    }
-    return QIE_OK;
+    QIE_TRY(qie_prompt_key_make(from, 3, &out->parts_key[0], err));
+    QIE_TRY(qie_prompt_key_make(from, 5, &out->features_key, err));
+    const qie_prompt_part pictures[] = {{out->features_key.hex, sizeof out->features_key.hex},
+                                        tokens(e, 0, n_template + e->p->prompts[0].parts[1])};
+    QIE_TRY(qie_prompt_key_make(pictures, 2, &out->parts_key[1], err));
+    out->features = e->n_reused >= QIE_PROMPT_PARTS &&
+                    (out->n_parts < QIE_PROMPT_PARTS ||
+                     !qie_prompt_cache_fits(e->run.prompt_cache, part_floats(e, 1)));
+    return make_embeds_keys(e, out, err);
 }
 
-/* Conditioning of all passes to or from the cache. */
-static bool embeds_kept(const edit *e, const text_keys *keys) {
-    bool all = keys->on;
-    for (int i = 0; i < e->p->n_passes && all; i++)
-        all = qie_prompt_cache_get(e->run.prompt_cache, &keys->embeds[i], e->prompt_embeds[i],
-                                   (size_t)(e->p->n_text[i] * e->m->config.text.hidden_size));
+/* Conditioning of the passes from and to the cache. */
+static size_t embeds_floats(const edit *e, int pass) {
+    return (size_t)(e->p->n_text[pass] * e->m->config.text.hidden_size);
+}
+static bool find_embeds(const edit *e, text_keys *keys) {
+    bool all = true;
+    for (int i = 0; i < e->p->n_passes; i++) {
+        keys->kept[i] =
+            keys->embeds && qie_prompt_cache_get(e->run.prompt_cache, &keys->embeds_key[i],
+                                                 e->prompt_embeds[i], embeds_floats(e, i));
+        all = all && keys->kept[i];
+    }
+    if (!all && !e->run.compute->rows_alone) /* the second needs the first */
+        keys->kept[0] = keys->kept[1] = false;
     return all;
 }
 static void keep_embeds(const edit *e, const text_keys *keys) {
-    for (int i = 0; i < e->p->n_passes && keys->on; i++)
-        qie_prompt_cache_put(e->run.prompt_cache, &keys->embeds[i], e->prompt_embeds[i],
-                             (size_t)(e->p->n_text[i] * e->m->config.text.hidden_size));
+    for (int i = 0; i < e->p->n_passes && keys->embeds; i++)
+        if (!keys->kept[i])
+            qie_prompt_cache_put(e->run.prompt_cache, &keys->embeds_key[i], e->prompt_embeds[i],
+                                 embeds_floats(e, i));
+}
+
+/* Rows of `hidden` that part i holds behind its keys and values. */
+static void exchange_hidden(const edit *e, const qie_language_prefix *prefix, int i_part,
+                            float *hidden, bool fetch) {
+    const qie_language_part *p = &prefix->parts[i_part];
+    int64_t width = e->m->config.text.hidden_size, from = i_part ? prefix->parts[0].n : 0,
+            end = from + p->n, drop = e->p->request.n_drop;
+    from = from < drop ? drop : from;
+    if (end <= from)
+        return;
+    size_t n = (size_t)((end - from) * width);
+    float *kept = (float *)p->data + part_floats(e, i_part) - n, *rows = hidden + from * width;
+    memcpy(fetch ? rows : kept, fetch ? kept : rows, n * sizeof(float));
+}
+
+static void find_parts(const edit *e, const text_keys *keys, qie_language_prefix *prefix,
+                       float *hidden) {
+    for (int i = 0; i < keys->n_parts; i++) {
+        qie_language_part *p = &prefix->parts[i];
+        p->filled = qie_prompt_cache_get(e->run.prompt_cache, &keys->parts_key[i], p->data,
+                                         part_floats(e, i));
+        if (!p->filled)
+            return;
+        exchange_hidden(e, prefix, i, hidden, true);
+    }
+}
+static void keep_parts(const edit *e, const text_keys *keys, const qie_language_prefix *prefix,
+                       int n_found, float *hidden) {
+    for (int i = n_found; i < keys->n_parts; i++) {
+        exchange_hidden(e, prefix, i, hidden, false);
+        qie_prompt_cache_put(e->run.prompt_cache, &keys->parts_key[i], prefix->parts[i].data,
+                             part_floats(e, i));
+    }
 }
 
 static qie_status see_pictures(edit *e, const text_keys *keys, const float *patches,
                                float *features, qie_error *err) {
     const qie_size_plan *s = &e->p->sizes;
     size_t n = (size_t)(s->n_vision_tokens * e->m->config.vision.out_hidden_size);
-    if (keys->on && qie_prompt_cache_get(e->run.prompt_cache, &keys->features, features, n))
+    if (keys->features &&
+        qie_prompt_cache_get(e->run.prompt_cache, &keys->features_key, features, n))
         return QIE_OK;
     QIE_TRY(qie_vision_encode(e->m->text_encoder, &e->run, s, patches, features, err));
-    if (keys->on)
-        qie_prompt_cache_put(e->run.prompt_cache, &keys->features, features, n);
+    if (keys->features)
+        qie_prompt_cache_put(e->run.prompt_cache, &keys->features_key, features, n);
     int64_t shape[2] = {s->n_vision_tokens, e->m->config.vision.out_hidden_size};
     qie_observe_f32(e->run.observer, "vision_features", features, 2, shape);
     return QIE_OK;
 }
 
-/* Both towers, for all passes. */
+/* Both towers, for the passes whose conditioning was not kept. */
 static qie_status encode_prompts(edit *e, const text_keys *keys, const float *patches,
                                  qie_error *err) {
     size_t most = 0;
     for (int i = 0; i < e->p->n_passes; i++)
         most = e->p->prompts[i].n_ids > most ? e->p->prompts[i].n_ids : most;
     float *features, *hidden;
-    qie_language_prefix prefix = {.n = e->p->request.n_prefix, .act = e->run.act};
+    qie_language_prefix prefix = {0};
     QIE_TRY(alloc(&e->run, e->p->sizes.n_vision_tokens * e->m->config.vision.out_hidden_size,
                   &features, err));
     QIE_TRY(alloc(&e->run, (int64_t)most * e->m->config.text.hidden_size, &hidden, err));
-    if (prefix.n)
-        QIE_TRY(qie_run_alloc(&e->run,
-                              qie_language_prefix_bytes(&e->m->config.text, prefix.n, prefix.act),
-                              &prefix.data, err));
-    QIE_TRY(see_pictures(e, keys, patches, features, err));
+    for (int i = 0; i < QIE_PROMPT_PARTS; i++) {
+        prefix.parts[i].n = e->p->request.parts[i];
+        QIE_TRY(
+            qie_run_alloc(&e->run, part_floats(e, i) * sizeof(float), &prefix.parts[i].data, err));
+    }
+    find_parts(e, keys, &prefix, hidden);
+    int n_found = prefix.parts[0].filled + prefix.parts[1].filled;
+    if (n_found < QIE_PROMPT_PARTS)
+        QIE_TRY(see_pictures(e, keys, patches, features, err));
     for (int i = 0; i < e->p->n_passes; i++) {
+        if (keys->kept[i])
+            continue;
         tell(e, "encode_text", 1 + i, 1 + e->p->n_passes, NULL);
         QIE_TRY(encode_prompt(e, i, features, &prefix, hidden, err));
     }
+    keep_parts(e, keys, &prefix, n_found, hidden);
     return QIE_OK;
 }
 
@@ -309,7 +399,7 @@ static qie_status text_stage(edit *e, qie_error *err) {
     int64_t shape[2] = {s->n_patches, patch};
     qie_observe_f32(e->run.observer, "pixel_values", patches, 2, shape);
     QIE_TRY(make_keys(e, patches, sizeof *patches * (size_t)(s->n_patches * patch), &keys, err));
-    if (!embeds_kept(e, &keys)) {
+    if (!find_embeds(e, &keys)) {
         QIE_TRY(encode_prompts(e, &keys, patches, err));
         keep_embeds(e, &keys);
     }
@@ -622,6 +712,7 @@ static qie_status begin(edit *e, qie_model *m, const qie_run *run, qie_prepared 
     e->run.beat_arg = e;
     e->p = p;
     e->n_threads = run->compute->n_threads;
+    e->n_reused = REUSE_ALL;
     e->started = e->last_told = qie_now_s();
     int64_t ch = m->config.transformer.in_channels, n = p->sizes.n_target * ch;
     for (int i = 0; i < p->n_passes; i++)

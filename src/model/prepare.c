@@ -130,22 +130,6 @@ static qie_status tokenize(const qie_model *m, qie_prepared *p, qie_error *err) 
     return QIE_OK;
 }
 
-/* Tokens that both prompts begin with, leaving the second one at least one of its own. */
-static int64_t common_prefix(const qie_prompt *a, const qie_prompt *b) {
-    size_t most = a->n_ids < b->n_ids ? a->n_ids : b->n_ids, n = 0;
-    while (n + 1 < most && a->ids[n] == b->ids[n])
-        n++;
-    return (int64_t)n;
-}
-
-/* Is this prompt's encoding replaced by a tensor from a file? */
-static bool is_injected(const qie_prepared *p, const char *name) {
-    for (size_t i = 0; i < p->options.n_injections; i++)
-        if (!strcmp(p->options.injections[i].name, name))
-            return true;
-    return false;
-}
-
 static qie_status open_injections(qie_prepared *p, qie_error *err) {
     static const char *const known[] = {"noise", "latents", "prompt_embeds", "neg.prompt_embeds",
                                         "image_latents"};
@@ -211,8 +195,9 @@ qie_status qie_prepare(const qie_model *m, const qie_edit_options *options, qie_
         out->request.n_ids[i] = (int64_t)out->prompts[i].n_ids;
         out->request.n_text[i] = out->n_text[i];
     }
-    if (out->n_passes > 1 && !is_injected(out, "prompt_embeds"))
-        out->request.n_prefix = common_prefix(&out->prompts[0], &out->prompts[1]);
+    for (int i = 0; i < QIE_PROMPT_PARTS; i++)
+        out->request.parts[i] = (int64_t)out->prompts[0].parts[i];
+    out->request.n_drop = (int64_t)out->prompts[0].n_drop;
     return plan_memory(out, limit_bytes, err);
 }
 

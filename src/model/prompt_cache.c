@@ -91,9 +91,13 @@ static entry *make_room(qie_prompt_cache *c, size_t bytes) {
     }
 }
 
+bool qie_prompt_cache_fits(const qie_prompt_cache *c, size_t n) {
+    return n && n <= c->max_bytes / sizeof(float);
+}
+
 void qie_prompt_cache_put(qie_prompt_cache *c, const qie_prompt_key *key, const float *data,
                           size_t n) {
-    if (!n || n > c->max_bytes / sizeof(float))
+    if (!qie_prompt_cache_fits(c, n))
         return;
     entry *e = find(c, key);
     if (e)

@@ -1,5 +1,6 @@
 /* What prompts and pictures were encoded to, kept within a process: the same prompt with the same
- * pictures is not encoded again, nor are pictures that come back with another prompt.
+ * pictures is not encoded again, nor are pictures that come back with another prompt, nor what
+ * every prompt begins with.
  *
  * An entry is found by the hash of everything that its numbers follow from: pixels as the vision
  * tower gets them, tokens, type of activations, LoRAs (pipeline.c makes the keys). A hit gives the
@@ -14,7 +15,8 @@
 
 #include "base/hash.h"
 
-/* An edit of one picture takes 6 MB at the released sizes: a dozen of them. */
+/* At the released sizes the template takes 4 MB, a picture 14 MB, what each prompt with it became
+ * 3 MB: three pictures with a prompt each, or one with a dozen. */
 #define QIE_PROMPT_CACHE_BYTES ((size_t)64 << 20)
 
 typedef struct qie_prompt_cache qie_prompt_cache;
@@ -41,6 +43,8 @@ void qie_prompt_cache_destroy(qie_prompt_cache *c);
 /* Copy the n floats under this key to `out`; false, out untouched: there are none of that number.
  */
 bool qie_prompt_cache_get(qie_prompt_cache *c, const qie_prompt_key *key, float *out, size_t n);
+/* Would n floats be kept? */
+bool qie_prompt_cache_fits(const qie_prompt_cache *c, size_t n);
 /* Keep a copy of n floats. More than the limit or than there is memory for: nothing happens. */
 void qie_prompt_cache_put(qie_prompt_cache *c, const qie_prompt_key *key, const float *data,
                           size_t n);

@@ -203,21 +203,26 @@ static qie_status allocate(const qie_text_config *t, const qie_run *run, int64_t
     return qie_run_mat(run, run->act, n, t->intermediate_size, &b->gate, err);
 }
 
-size_t qie_language_prefix_bytes(const qie_text_config *t, int64_t n, qie_dtype act) {
-    return (size_t)t->num_hidden_layers * 2 * (size_t)n * (size_t)t->num_key_value_heads *
-           (size_t)t->head_dim * qie_dtype_size(act);
+int64_t qie_language_start(const qie_language_prefix *prefix) {
+    int64_t start = 0;
+    for (int i = 0; i < QIE_PROMPT_PARTS && prefix->parts[i].filled; i++)
+        start += prefix->parts[i].n;
+    return start;
 }
 
 /* Store the first rows of a layer's keys and values, or bring them back. */
-static void exchange_prefix(const qie_text_config *t, const qie_run *run,
-                            const qie_language_prefix *p, int i_layer, const language_buffers *b) {
-    size_t bytes = qie_language_prefix_bytes(t, p->n, p->act) / (size_t)t->num_hidden_layers / 2;
-    unsigned char *at = (unsigned char *)p->data + bytes * 2 * (size_t)i_layer;
-    const qie_mat *mats[2] = {&b->k, &b->v};
-    for (int i = 0; i < 2; i++) {
-        void *rows = mats[i]->data, *kept = at + bytes * (size_t)i;
-        run->compute->ops.copy(run->compute, p->filled ? rows : kept, p->filled ? kept : rows,
-                               bytes);
+static void exchange_prefix(const qie_run *run, const qie_language_prefix *prefix, int i_layer,
+                            const language_buffers *b) {
+    int64_t from = 0;
+    for (int i = 0; i < QIE_PROMPT_PARTS; i++) {
+        const qie_language_part *p = &prefix->parts[i];
+        size_t bytes = (size_t)(p->n * b->k.cols) * qie_dtype_size(b->k.dtype);
+        unsigned char *kept = (unsigned char *)p->data + bytes * 2 * (size_t)i_layer;
+        void *rows[2] = {qie_mat_rows(b->k, from, p->n).data, qie_mat_rows(b->v, from, p->n).data};
+        for (int k = 0; k < 2 && bytes; k++, kept += bytes)
+            run->compute->ops.copy(run->compute, p->filled ? rows[k] : kept,
+                                   p->filled ? kept : rows[k], bytes);
+        from += p->n;
     }
 }
 
@@ -262,8 +267,7 @@ static void language_layer(const qie_text_config *t, const qie_run *run,
     r.sin = b->sin + start * half;
     r.n_heads = t->num_key_value_heads;
     ops->qk_norm_rope(run->compute, &r);
-    if (prefix && prefix->n)
-        exchange_prefix(t, run, prefix, i_layer, all);
+    exchange_prefix(run, prefix, i_layer, all);
     b->k = all->k;
     b->v = all->v;
     qie_attention_args a = {.q = b->q,
@@ -285,9 +289,9 @@ static void language_layer(const qie_text_config *t, const qie_run *run,
 
 /* Rows of the picture tokens, which come in runs, from the vision tower's features. */
 static void place_features(const qie_text_encoder *e, const qie_run *run, const int32_t *ids,
-                           int64_t n, int32_t pad, const float *features, float *x) {
+                           int64_t start, int64_t n, int32_t pad, const float *features, float *x) {
     int64_t width = e->t.hidden_size;
-    for (int64_t i = 0; i < n;) {
+    for (int64_t i = start; i < n;) {
         int64_t end = i;
         while (end < n && ids[end] == pad)
             end++;
@@ -324,37 +328,40 @@ qie_status qie_language_encode(qie_text_encoder *e, const qie_run *run, const qi
                                qie_language_prefix *prefix, int64_t n_drop, float *hidden_last,
                                qie_error *err) {
     const qie_text_config *t = &e->t;
-    int64_t n_pads = 0, start = prefix && prefix->filled ? prefix->n : 0;
+    int64_t n_pads = 0, start = qie_language_start(prefix);
     int64_t asked = start > n_drop ? start : n_drop; /* first row that the last layer finishes */
     for (int64_t i = 0; i < n_ids; i++) {
         QIE_FAIL_IF(ids[i] < 0 || ids[i] >= t->vocab_size, QIE_E_CORRUPT, err, "tokenizer",
                     "the tokenizer gives id %d, the text encoder's vocabulary has %d entries",
                     ids[i], t->vocab_size);
-        n_pads += ids[i] == image_pad_id;
+        n_pads += i >= start && ids[i] == image_pad_id;
     }
     QIE_FAIL_IF(n_pads != n_features, QIE_E_INTERNAL, err, NULL,
                 "%lld picture tokens in the prompt for %lld picture features", (long long)n_pads,
                 (long long)n_features);
+    qie_run own = *run; /* the rows of a prompt are the same with and without a prefix */
+    own.as_many = true;
+    run = &own;
     qie_run_mark mark = qie_run_mark_get(run);
     language_buffers b;
     QIE_TRY(allocate(t, run, n_ids, &b, err));
     qie_run_group(run, &e->layers[0].group, NULL, 0, NULL);
-    run->compute->ops.embed(run->compute, e->embed_tokens, ids, b.x);
-    place_features(e, run, ids, n_ids, image_pad_id, features, b.x.data);
+    run->compute->ops.embed(run->compute, e->embed_tokens, ids + start,
+                            qie_mat_rows(b.x, start, n_ids - start));
+    place_features(e, run, ids, start, n_ids, image_pad_id, features, b.x.data);
     QIE_TRY(fill_tables(e, run, sizes, ids, n_ids, image_pad_id, positions, &b, err));
     size_t row = sizeof(float) * (size_t)t->hidden_size;
     const qie_range live = {b.x.data, row * (size_t)n_ids};
     for (int i = 0; i < t->num_hidden_layers; i++) {
         QIE_TRY(qie_run_check(run, err));
-        if (!start) /* the second prompt finds them in memory */
-            prefetch_layer(e, i + 1);
+        prefetch_layer(e, i + 1);
         qie_run_group(run, &e->layers[i].group,
                       i + 1 < t->num_hidden_layers ? &e->layers[i + 1].group : NULL, 1, &live);
         language_layer(t, run, &e->layers[i], i, prefix, start,
                        i + 1 < t->num_hidden_layers ? start : asked, &b);
     }
-    if (prefix)
-        prefix->filled = true;
+    for (int i = 0; i < QIE_PROMPT_PARTS; i++)
+        prefix->parts[i].filled = true;
     qie_run_group(run, &e->fixed, NULL, 1, &live);
     float *to = hidden_last + asked * t->hidden_size;
     size_t bytes = row * (size_t)(n_ids - asked);

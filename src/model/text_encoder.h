@@ -7,6 +7,7 @@
 #include "plan/config.h"
 #include "plan/sizes.h"
 #include "qie/edit.h"
+#include "text/prompt.h"
 
 typedef struct qie_text_encoder qie_text_encoder;
 
@@ -29,23 +30,26 @@ void qie_text_encoder_each_linear(qie_text_encoder *e,
 qie_status qie_vision_encode(qie_text_encoder *e, const qie_run *run, const qie_size_plan *sizes,
                              const float *patches, float *features, qie_error *err);
 
-/* Keys and values of the tokens that two prompts begin with (template and pictures), so that the
- * second one computes only what differs. */
+/* Keys and values of the tokens that prompts begin with, so that the next one computes only what
+ * differs: the template up to the first picture, and from there to the end of the last picture. */
+typedef struct qie_language_part {
+    int64_t n;   /* tokens */
+    bool filled; /* false: the next encode stores them; true: it starts behind them, if behind all
+                    parts before, too */
+    void *data;  /* of operations: [num_hidden_layers][k, v][n, n_kv_heads * head_dim] */
+} qie_language_part;
 typedef struct qie_language_prefix {
-    int64_t n;   /* tokens; 0: nothing is kept */
-    bool filled; /* false: the next encode stores them; true: it starts behind them */
-    qie_dtype act;
-    void *data; /* of operations: [num_hidden_layers][k, v][n, n_kv_heads * head_dim],
-                   qie_language_prefix_bytes() of it */
+    qie_language_part parts[QIE_PROMPT_PARTS];
 } qie_language_prefix;
-size_t qie_language_prefix_bytes(const qie_text_config *t, int64_t n, qie_dtype act);
+/* The token that the next encode starts with. */
+int64_t qie_language_start(const qie_language_prefix *prefix);
 
 /* Language model: ids [n_ids], vision features for the tokens image_pad_id, in order; hidden_last
- * [n_ids, hidden] F32 after the final norm. The number of image_pad_id among ids must be n_features
- * (checked: QIE_E_INTERNAL). prefix (may be NULL): when filled, the first prefix->n rows of
- * hidden_last must hold those of the encode that filled it, with the same leading ids, and are left
- * as they are. n_drop < n_ids: so many rows at the start are not asked for; hidden_last's are
- * undefined. */
+ * [n_ids, hidden] F32 after the final norm. The number of image_pad_id among ids, from the token
+ * that it starts with, must be n_features (checked: QIE_E_INTERNAL). prefix, of fewer tokens than
+ * n_ids: the rows before qie_language_start() belong to an encode with the same leading ids;
+ * hidden_last's are left as they are. n_drop < n_ids: so many rows at the start are not asked for;
+ * hidden_last's are undefined. */
 qie_status qie_language_encode(qie_text_encoder *e, const qie_run *run, const qie_size_plan *sizes,
                                const int32_t *ids, int64_t n_ids, int32_t image_pad_id,
                                const float *features, int64_t n_features, qie_positions positions,

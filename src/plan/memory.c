@@ -64,6 +64,14 @@ static double vision_bytes(const qie_memory_request *r, double act) {
     return s.bytes;
 }
 
+double qie_memory_part_bytes(const qie_memory_request *r, int64_t from, int64_t n) {
+    const qie_text_config *t = &r->model->text;
+    double width = 2.0 * t->num_hidden_layers * t->num_key_value_heads * t->head_dim;
+    int64_t asked = from + n - (r->n_drop > from ? r->n_drop : from);
+    return (double)n * width * (double)qie_dtype_size(r->act) +
+           (asked > 0 ? (double)asked * t->hidden_size * 4 : 0);
+}
+
 static double text_stage(const qie_memory_request *r, double act) {
     const qie_vision_config *v = &r->model->vision;
     double patch = 3.0 * v->temporal_patch_size * v->patch_size * v->patch_size;
@@ -72,11 +80,10 @@ static double text_stage(const qie_memory_request *r, double act) {
     add(&s, (double)r->sizes->n_patches * patch, 4);                    /* pixel_values */
     add(&s, (double)r->sizes->n_vision_tokens * v->out_hidden_size, 4); /* features */
     add(&s, n * r->model->text.hidden_size, 4);                         /* hidden_last */
-    if (r->n_prefix) { /* keys and values of every layer */
-        const qie_text_config *t = &r->model->text;
-        add(&s,
-            2.0 * t->num_hidden_layers * (double)r->n_prefix * t->num_key_value_heads * t->head_dim,
-            act);
+    int64_t from = 0;
+    for (size_t i = 0; i < sizeof r->parts / sizeof *r->parts; i++) {
+        add(&s, qie_memory_part_bytes(r, from, r->parts[i]), 1);
+        from += r->parts[i];
     }
     return s.bytes + larger(vision_bytes(r, act), language_bytes(r, n, act));
 }
@@ -201,7 +208,7 @@ static void count_flops(const qie_memory_request *r, qie_memory_plan *out) {
     out->flops_step = out->flops_text = 0;
     for (int p = 0; p < r->n_passes; p++) {
         double n = n_image + (double)r->n_text[p],
-               m = (double)(r->n_ids[p] - (p ? r->n_prefix : 0));
+               m = (double)(r->n_ids[p] - (p ? r->parts[0] + r->parts[1] : 0));
         double asked = (double)r->n_text[p] < m ? (double)r->n_text[p] : m; /* of the last layer */
         out->flops_step += c->num_layers * (24 * d * d * n + 4 * d * n * n);
         /* as if each row met every pair: it meets those of its own stream, half of them */

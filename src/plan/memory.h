@@ -16,7 +16,9 @@ typedef struct qie_memory_request {
     int n_passes;      /* 1, or 2 with CFG */
     int64_t n_ids[2];  /* tokens of the language model for each pass */
     int64_t n_text[2]; /* rows of conditioning: n_ids less the template's prefix */
-    int64_t n_prefix;  /* tokens that both prompts begin with: computed once; 0 without CFG */
+    int64_t parts[2];  /* of the tokens, those before the first picture and from there to the end
+                          of the last: the same in both passes, computed once */
+    int64_t n_drop;    /* tokens at the start that are not asked for */
     int n_steps;
     bool step_cache;     /* residuals of the target rows are kept, see model/step_cache.h */
     int n_outputs;       /* pictures made from one set of inputs */
@@ -34,6 +36,10 @@ typedef struct qie_memory_plan {
     double flops_text, flops_vae_encode, flops_step, flops_vae_decode; /* flops_step: all passes */
 } qie_memory_plan;
 
+/* Keys and values of tokens [from, from + n) in all layers, and the rows of them that are asked
+ * for.
+ */
+double qie_memory_part_bytes(const qie_memory_request *r, int64_t from, int64_t n);
 /* Rows that any linear layer of this edit has at most: LoRAs need lora_rank floats for each. */
 int64_t qie_memory_lora_rows(const qie_memory_request *r);
 /* False if any number overflows 63 bits or the plan exceeds 2^46 bytes. */

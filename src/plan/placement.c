@@ -125,7 +125,8 @@ static int64_t planned_work(const qie_model_config *c, qie_dtype act) {
                             .n_passes = 2,
                             .n_ids = {n_ids, n_ids - 63},
                             .n_text = {n_ids - 64, n_ids - 127},
-                            .n_prefix = n_ids - 64,
+                            .parts = {64, sizes.n_vision_tokens},
+                            .n_drop = 64,
                             .n_steps = c->defaults.num_inference_steps,
                             .n_outputs = 1};
     return qie_memory_plan_make(&q, &plan) ? plan.total : -1;

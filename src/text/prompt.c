@@ -50,8 +50,8 @@ static qie_status check_tokens(const qie_tokenizer *t, int32_t *image_pad, qie_e
 }
 
 /* Repeat the k-th placeholder n_image_tokens[k] times; *ids is replaced. */
-static qie_status expand(int32_t **ids, size_t *n_ids, int32_t pad, const int *n_image_tokens,
-                         size_t n_images, qie_error *err) {
+static qie_status expand(int32_t **ids, size_t *n_ids, size_t *parts, int32_t pad,
+                         const int *n_image_tokens, size_t n_images, qie_error *err) {
     size_t pads = 0, total = *n_ids, k = 0, at = 0;
     for (size_t i = 0; i < *n_ids; i++)
         pads += (*ids)[i] == pad;
@@ -67,9 +67,14 @@ static qie_status expand(int32_t **ids, size_t *n_ids, int32_t pad, const int *n
     int32_t *out = malloc((total + 1) * sizeof *out);
     QIE_FAIL_IF(!out, QIE_E_NO_MEMORY, err, NULL, "no memory for %zu tokens", total);
     for (size_t i = 0; i < *n_ids; i++) {
-        int times = (*ids)[i] == pad ? n_image_tokens[k++] : 1;
+        bool picture = (*ids)[i] == pad;
+        int times = picture ? n_image_tokens[k++] : 1;
+        if (picture && k == 1)
+            parts[0] = at;
         while (times-- > 0)
             out[at++] = (*ids)[i];
+        if (picture)
+            parts[1] = at - parts[0];
     }
     free(*ids);
     *ids = out;
@@ -113,7 +118,8 @@ qie_status qie_prompt_build(const qie_tokenizer *t, const char *prompt, size_t n
         goto fail;
     }
     QIE_TRY_GOTO(qie_tokenizer_encode(t, text.data, text.len, true, &ids, &n_ids, err));
-    QIE_TRY_GOTO(expand(&ids, &n_ids, out->image_pad_id, n_image_tokens, n_images, err));
+    QIE_TRY_GOTO(
+        expand(&ids, &n_ids, out->parts, out->image_pad_id, n_image_tokens, n_images, err));
     QIE_TRY_GOTO(qie_tokenizer_encode(t, prompt, n_bytes, true, &alone, &n_alone, err));
     out->ids = ids;
     out->n_ids = n_ids;

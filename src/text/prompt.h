@@ -5,9 +5,14 @@
 
 #include "text/tokenizer.h"
 
+/* What all prompts begin with: the template before the first picture; then, with the same pictures,
+ * up to the end of the last one. */
+#define QIE_PROMPT_PARTS 2
+
 typedef struct qie_prompt {
     int32_t *ids; /* owned; with each <|image_pad|> repeated n_image_tokens[i] times */
     size_t n_ids;
+    size_t parts[QIE_PROMPT_PARTS]; /* tokens of each */
     size_t n_drop;   /* 64: rows of the system prefix to drop after the language model */
     size_t n_prompt; /* tokens of the user's text alone */
     int32_t image_pad_id;

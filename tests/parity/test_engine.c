@@ -156,61 +156,67 @@ static qie_image *edit_once(qie_engine *g, const qie_edit_options *o) {
     return made;
 }
 
-/* The same prompt with the same pictures is not encoded again and gives the same bytes, also as an
- * engine that never saw it before; another prompt, negative prompt or picture is. */
-QTEST(test_engine_keeps_encoded_prompts) {
+/* What was encoded before is not encoded again: a prompt with its pictures, the pictures under
+ * another prompt, the template under other pictures. The bytes are those of an engine that never
+ * saw any of it, at every level with kernels. */
+static void keep_prompts(qie_precision precision, qie_cpu_level level) {
     static const struct {
         const char *prompt, *negative;
         int picture; /* the second one */
         size_t hits, misses;
     } cases[] = {
-        {"make the sky red", " ", 1, 0, 2},       /* features and the first conditioning */
-        {"make the sky red", " ", 1, 2, 0},       /* both conditionings */
-        {"make the sky blue", " ", 1, 1, 1},      /* features */
-        {"make the sky red", "blurred", 1, 1, 1}, /* features */
-        {"make the sky red", " ", 2, 0, 2},       /* nothing */
+        {"make the sky red", " ", 1, 0, 3},  /* both conditionings and the template */
+        {"make the sky red", " ", 1, 2, 0},  /* both conditionings */
+        {"make the sky blue", " ", 1, 3, 1}, /* the second one, template and pictures */
+        {"make the sky red", "blurred", 1, 3, 1},
+        {"make the sky red", " ", 2, 1, 3}, /* the template */
         {"make the sky red", " ", 1, 2, 0},
-        {"x", "x", 1, 1, 1}, /* few rows of their own */
+        {"x", "x", 1, 2, 2}, /* few rows of their own */
         {"x", "x", 1, 2, 0},
     };
-    for (int bf16 = 0; bf16 < 2; bf16++) {
-        qie_precision precision = bf16 ? QIE_PRECISION_BF16 : QIE_PRECISION_F32;
-        qie_engine *g = open_engine(precision, 2, 0);
-        ASSERT(g);
-        qie_image *img[3] = {drawing(90, 70, 1), drawing(64, 100, 2), drawing(64, 100, 3)};
-        for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
-            const qie_image *pictures[2] = {img[0], img[cases[i].picture]};
-            qie_edit_options o = small_edit(pictures, 2);
-            o.prompt = cases[i].prompt;
-            o.negative_prompt = cases[i].negative;
-            o.true_cfg_scale = 3;
-            o.num_inference_steps = 1;
-            qie_prompt_cache_stats before = qie_engine_prompt_cache(g);
-            qie_image *made = edit_once(g, &o);
-            qie_prompt_cache_stats after = qie_engine_prompt_cache(g);
-            ASSERT_INT((int)(after.hits - before.hits), (int)cases[i].hits);
-            ASSERT_INT((int)(after.misses - before.misses), (int)cases[i].misses);
-            qie_engine *fresh = open_engine(precision, 1, 0);
-            qie_image *want = edit_once(fresh, &o);
-            ASSERT(made && want && same(want, made));
-            qie_image_destroy(made);
-            qie_image_destroy(want);
-            qie_engine_close(fresh);
-        }
-        const qie_image *pictures[2] = {img[0], img[1]}; /* as before, but for a LoRA */
+    setenv("QIE_CPU", qie_cpu_level_name(level), 1);
+    qie_engine *g = open_engine(precision, 2, 0);
+    ASSERT(g);
+    qie_image *img[3] = {drawing(90, 70, 1), drawing(64, 100, 2), drawing(64, 100, 3)};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        const qie_image *pictures[2] = {img[0], img[cases[i].picture]};
         qie_edit_options o = small_edit(pictures, 2);
-        const qie_lora_use lora = {.path = QIE_SOURCE_DIR "/tests/golden/lora/peft.safetensors",
-                                   .weight = 1};
-        o.prompt = cases[0].prompt;
-        o.loras = &lora;
-        o.n_loras = 1;
-        size_t hits = qie_engine_prompt_cache(g).hits;
-        qie_image_destroy(edit_once(g, &o));
-        ASSERT_INT((int)(qie_engine_prompt_cache(g).hits - hits), 0);
-        qie_engine_close(g);
-        for (int i = 0; i < 3; i++)
-            qie_image_destroy(img[i]);
+        o.prompt = cases[i].prompt;
+        o.negative_prompt = cases[i].negative;
+        o.true_cfg_scale = 3;
+        o.num_inference_steps = 1;
+        qie_prompt_cache_stats before = qie_engine_prompt_cache(g);
+        qie_image *made = edit_once(g, &o);
+        qie_prompt_cache_stats after = qie_engine_prompt_cache(g);
+        ASSERT_INT((int)(after.hits - before.hits), (int)cases[i].hits);
+        ASSERT_INT((int)(after.misses - before.misses), (int)cases[i].misses);
+        qie_engine *fresh = open_engine(precision, 1, 0);
+        qie_image *want = edit_once(fresh, &o);
+        ASSERT(made && want && same(want, made));
+        qie_image_destroy(made);
+        qie_image_destroy(want);
+        qie_engine_close(fresh);
     }
+    const qie_image *pictures[2] = {img[0], img[1]}; /* as before, but for a LoRA */
+    qie_edit_options o = small_edit(pictures, 2);
+    const qie_lora_use lora = {.path = QIE_SOURCE_DIR "/tests/golden/lora/peft.safetensors",
+                               .weight = 1};
+    o.prompt = cases[0].prompt;
+    o.loras = &lora;
+    o.n_loras = 1;
+    size_t hits = qie_engine_prompt_cache(g).hits;
+    qie_image_destroy(edit_once(g, &o));
+    ASSERT_INT((int)(qie_engine_prompt_cache(g).hits - hits), 0);
+    qie_engine_close(g);
+    for (int i = 0; i < 3; i++)
+        qie_image_destroy(img[i]);
+    unsetenv("QIE_CPU");
+}
+
+QTEST(test_engine_keeps_encoded_prompts) {
+    for (int level = QIE_CPU_REF + 1; level <= (int)qie_cpu_level_hardware(); level++)
+        for (int bf16 = 0; bf16 < 2 && !qtest_failed; bf16++)
+            keep_prompts(bf16 ? QIE_PRECISION_BF16 : QIE_PRECISION_F32, (qie_cpu_level)level);
 }
 
 /* All levels agree in f32 up to the order of sums. */

@@ -43,6 +43,8 @@ QTEST(test_prompt_prefix_is_64_tokens_of_the_reference) {
     ASSERT_INT(p.n_prompt, 3);
     ASSERT_INT(p.image_pad_id, 151655);
     ASSERT_INT(p.n_ids, 64 + sizeof REST / sizeof *REST);
+    ASSERT_INT(p.parts[0], 64 + 6); /* up to the first placeholder */
+    ASSERT_INT(p.parts[1], 3);
     ASSERT(!memcmp(p.ids, prefix, 64 * sizeof *prefix));
     ASSERT(!memcmp(p.ids + 64, REST, sizeof REST));
     qie_prompt_release(&p);
