@@ -8,13 +8,16 @@
 With --stages the stages of one edit instead of the whole: diffusers' own calls (encode_prompt, vae.encode, transformer,
 vae.decode) beside `qwen-edit bench` at the same sizes, first and next call, one after the other in every round. The
 pictures may then be left out: they are made up. Of a model with fewer layers than the released one the whole edit at
-the released depth is also given, from the time of one more layer on either side.
+the released depth is also given, from the time of one more layer on either side. Ours "next" repeats all of a stage's work
+in one process; of the text stage there is beside it what later edits of one process need: text_next (other pictures and
+prompts came before: the template is known) and text_again (these pictures came before, with another prompt). Beside
+the times the largest anonymous memory (RssAnon) of either process is given, sampled while it ran.
 
 VENV holds torch, diffusers, transformers (PyPI). Per round: one whole run of the program (process start to exit) and one
 warm call of diffusers' pipeline in this process; also how long a fresh Python takes to import diffusers' pipeline class.
 Medians, and the ratio of each pair; times of one machine under one load only compare with each other.
 """
-import argparse, json, os, statistics, subprocess, sys, time
+import argparse, json, os, statistics, subprocess, sys, threading, time
 
 ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 ap.add_argument("--model", required=True)
@@ -55,6 +58,58 @@ if a.ref_area:
     plus.VAE_IMAGE_SIZE = a.ref_area
 pipe = QwenImageEditPlusPipeline.from_pretrained(a.model, torch_dtype=getattr(torch, a.dtype))
 pipe.set_progress_bar_config(disable=True)
+
+
+class AnonymousPeak(threading.Thread):
+    """Largest RssAnon of a process while in a with statement, in MiB."""
+
+    def __init__(self, pid):
+        super().__init__(daemon=True)
+        self.pid, self.mib, self.done = pid, 0.0, threading.Event()
+
+    def run(self):
+        while not self.done.wait(0.02):
+            try:
+                with open(f"/proc/{self.pid}/status", encoding="ascii") as f:
+                    kib = next((int(line.split()[1]) for line in f if line.startswith("RssAnon:")), 0)
+            except OSError:
+                return
+            self.mib = max(self.mib, kib / 1024)
+
+    def __enter__(self):
+        self.start()
+        return self
+
+    def __exit__(self, *_):
+        self.done.set()
+        self.join()
+
+
+anonymous = {"diffusers": 0.0, "ours": 0.0}
+
+
+def run_theirs(function):
+    with AnonymousPeak(os.getpid()) as peak:
+        t = time.perf_counter()
+        function()
+        end = time.perf_counter()
+    anonymous["diffusers"] = max(anonymous["diffusers"], peak.mib)
+    return t, end
+
+
+def run_ours(cmd):
+    """Standard output of the program."""
+    with subprocess.Popen(cmd, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as p:
+        with AnonymousPeak(p.pid) as peak:
+            out = p.communicate()[0]
+    if p.returncode:
+        sys.exit(f"{cmd[0]} failed: {p.returncode}")
+    anonymous["ours"] = max(anonymous["ours"], peak.mib)
+    return out
+
+
+def print_anonymous():
+    print(f"largest anonymous memory: diffusers {anonymous['diffusers']:.0f} MiB, ours {anonymous['ours']:.0f} MiB")
 
 
 # ---------------------------------------------------------------- stage by stage
@@ -114,12 +169,13 @@ def their_stages(width, height, ref_area):
 def our_stage(stage, width, height, ref_area):
     cmd = [a.program, "bench", "--json", "--model", a.model, "-p", a.prompt, "-s", str(a.steps), "--true-cfg-scale", "1",
            "--threads", str(a.threads), "--precision", a.precision, "-W", str(width),
-           "-H", str(height), "--ref-area", str(ref_area), "--only", stage, "--repeats", "1", "--no-ops"]
+           "-H", str(height), "--ref-area", str(ref_area), "--repeats", "1", "--no-ops", "--only",
+           "text,text_next,text_again" if stage == "text" else stage]
     for i in a.image:
         cmd += ["-i", i]
     if not a.image:
         cmd += ["--references", str(a.references)]
-    return json.loads(subprocess.run(cmd, check=True, capture_output=True, text=True).stdout.strip().splitlines()[-1])
+    return json.loads(run_ours(cmd).strip().splitlines()[-1])["stages"]
 
 
 def compare_stages():
@@ -131,33 +187,34 @@ def compare_stages():
     table, numbers = [], {}
     for stage in stages:
         run, layers = theirs[stage]
-        pairs = []  # (their seconds, our first and next, their and our time of one more layer by name)
+        pairs = []  # (their seconds, their time of one more layer by name, our stages)
         for _ in range(a.rounds):
-            t = time.perf_counter()
-            run()
-            end = time.perf_counter()
+            t, end = run_theirs(run)
             more = {k: l.one_more(end) for k, l in layers.items()}
-            o = our_stage(stage, width, height, ref_area)["stages"][0]
-            pairs.append((end - t, o["first_s"], o["fastest_s"], more, {l["name"]: l for l in o["layers"]}))
+            pairs.append((end - t, more, our_stage(stage, width, height, ref_area)))
         next_ = pairs[1:] or pairs
-        deep = [med(p[0] for p in next_), med(p[2] for p in next_)]
-        for name in layers:
-            missing = max(0, RELEASED[name] - pairs[0][4][name]["n"])
-            deep[0] += missing * med(p[3][name] for p in next_)
-            deep[1] += missing * med(p[4][name]["layer_s"] for p in next_)
-        n = {"diffusers_first_s": pairs[0][0], "diffusers_next_s": med(p[0] for p in next_), "ours_first_s": pairs[0][1],
-             "ours_next_s": med(p[2] for p in next_), "ratio": med(p[0] / p[2] for p in next_),
-             "diffusers_released_s": deep[0], "ours_released_s": deep[1]}
-        numbers[stage] = n
-        print(f"{stage:<11} diffusers first {n['diffusers_first_s']:8.2f} next {n['diffusers_next_s']:8.2f} s | ours first "
-              f"{n['ours_first_s']:8.2f} next {n['ours_next_s']:8.2f} s | {n['ratio']:6.2f} x | at the released depth "
-              f"{deep[0]:9.1f} and {deep[1]:8.1f} s: {deep[0] / deep[1]:6.2f} x", flush=True)
+        for i, name in enumerate(o["stage"] for o in pairs[0][2]):
+            deep = [med(p[0] for p in next_), med(p[2][i]["fastest_s"] for p in next_)]
+            for k in layers:
+                ours = [{l["name"]: l for l in p[2][i]["layers"]} for p in next_]
+                deep[0] += max(0, RELEASED[k] - layers[k].n) * med(p[1][k] for p in next_)
+                if k in ours[0]:
+                    deep[1] += max(0, RELEASED[k] - layers[k].n) * med(o[k]["layer_s"] for o in ours)
+            n = {"diffusers_first_s": pairs[0][0], "diffusers_next_s": med(p[0] for p in next_), "ours_first_s": pairs[0][2][i]["first_s"],
+                 "ours_next_s": med(p[2][i]["fastest_s"] for p in next_), "ratio": med(p[0] / p[2][i]["fastest_s"] for p in next_),
+                 "diffusers_released_s": deep[0], "ours_released_s": deep[1]}
+            numbers[name] = n
+            print(f"{name:<11} diffusers first {n['diffusers_first_s']:8.2f} next {n['diffusers_next_s']:8.2f} s | ours first "
+                  f"{n['ours_first_s']:8.2f} next {n['ours_next_s']:8.2f} s | {n['ratio']:6.2f} x | at the released depth "
+                  f"{deep[0]:9.1f} and {deep[1]:8.1f} s: {deep[0] / deep[1]:6.2f} x", flush=True)
     if {"text", "vae_encode", "forward", "vae_decode"} <= set(stages):
-        edit = [sum(numbers[s][k] * (a.steps if s == "forward" else 1) for s in numbers)
+        edit = [sum(numbers[s][k] * (a.steps if s == "forward" else 1) for s in stages)
                 for k in ("diffusers_released_s", "ours_released_s")]
         numbers["edit"] = {"steps": a.steps, "diffusers_released_s": edit[0], "ours_released_s": edit[1]}
         print(f"an edit of {a.steps} steps at the released depth, from the stages (ours without the modulation, which diffusers "
               f"computes in each forward): {edit[0]:.1f} and {edit[1]:.1f} s: {edit[0] / edit[1]:.2f} x")
+    print_anonymous()
+    numbers["anonymous_mib"] = anonymous
     if a.json:
         with open(a.json, "w", encoding="utf-8") as f:
             json.dump(numbers, f, indent=1)
@@ -172,10 +229,10 @@ images = [Image.open(i).convert("RGB") for i in a.image]
 
 
 def theirs():
-    t = time.perf_counter()
-    pipe(image=images, prompt=a.prompt, negative_prompt=" " if a.cfg > 1 else None, num_inference_steps=a.steps,
-         true_cfg_scale=a.cfg, generator=torch.Generator("cpu").manual_seed(0), width=a.width, height=a.height)
-    return time.perf_counter() - t
+    t, end = run_theirs(lambda: pipe(
+        image=images, prompt=a.prompt, negative_prompt=" " if a.cfg > 1 else None, num_inference_steps=a.steps,
+        true_cfg_scale=a.cfg, generator=torch.Generator("cpu").manual_seed(0), width=a.width, height=a.height))
+    return end - t
 
 
 def ours():
@@ -188,9 +245,9 @@ def ours():
         if v:
             cmd += [flag, str(v)]
     t = time.perf_counter()
-    out = subprocess.run(cmd, check=True, capture_output=True, text=True)
+    out = run_ours(cmd)
     wall = time.perf_counter() - t
-    timings = json.loads(out.stdout.strip().splitlines()[-1]).get("timings", {})
+    timings = json.loads(out.strip().splitlines()[-1]).get("timings", {})
     return wall, timings
 
 
@@ -210,3 +267,4 @@ print(f"qwen-edit: the edit inside          {med(1):8.3f} s   {rows[-1][3]}")
 print(f"import / our whole run              {statistics.median(import_cost) / med(0):8.2f} x")
 print(f"diffusers warm / our edit, by pairs {statistics.median(r[2] / r[1] for r in rows):8.2f} x")
 print(f"diffusers warm / our whole run      {statistics.median(r[2] / r[0] for r in rows):8.2f} x")
+print_anonymous()

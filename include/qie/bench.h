@@ -17,10 +17,12 @@ typedef enum qie_bench_stage_id {
     QIE_BENCH_MODULATION, /* of all steps, once per edit */
     QIE_BENCH_FORWARD,    /* one pass of the transformer */
     QIE_BENCH_VAE_DECODE,
-    QIE_BENCH_EDIT, /* all of it */
+    QIE_BENCH_EDIT,       /* all of it */
+    QIE_BENCH_TEXT_NEXT,  /* as TEXT, in a process that has encoded other pictures and prompts */
+    QIE_BENCH_TEXT_AGAIN, /* as TEXT, in a process that has encoded these pictures */
     QIE_BENCH_STAGES
 } qie_bench_stage_id;
-/* "text", "vae_encode", "modulation", "forward", "vae_decode", "edit" */
+/* "text", "vae_encode", "modulation", "forward", "vae_decode", "edit", "text_next", "text_again" */
 const char *qie_bench_stage_name(qie_bench_stage_id stage);
 
 #define QIE_BENCH_MAX_REPEATS 64

@@ -47,7 +47,7 @@ static qie_status read_only(bench *b, qie_error *err) {
             i++;
         QIE_FAIL_IF(i == QIE_BENCH_STAGES, QIE_E_INVALID, err, "--only",
                     "--only: '%.*s' is not one of text, vae_encode, modulation, forward, "
-                    "vae_decode, edit",
+                    "vae_decode, edit, text_next, text_again",
                     (int)n, at);
         b->options.stages[i] = true;
         if (i == QIE_BENCH_EDIT) /* asked for by name: as long as it takes */
@@ -216,7 +216,7 @@ static void shape_text(const qie_bench_op *o, char *out, size_t cap) {
 }
 
 static void print_ops(const qie_bench_result *r, int stage, bool alone) {
-    if (!r->stages[stage].measured || stage == QIE_BENCH_EDIT)
+    if (!r->stages[stage].measured || stage >= QIE_BENCH_EDIT)
         return;
     const qie_bench_stage *s = &r->stages[stage];
     printf("\n%s: operations, by time\n", qie_bench_stage_name((qie_bench_stage_id)stage));
@@ -284,6 +284,10 @@ static void print_stages(const qie_bench_result *r, bool cold) {
     if (sum >= 0)
         printf("sum of the stages of an edit: %.2f s (%d steps, %d pass%s each)\n", sum,
                r->plan.num_inference_steps, r->plan.cfg ? 2 : 1, r->plan.cfg ? "es" : "");
+    if (r->stages[QIE_BENCH_TEXT_NEXT].measured || r->stages[QIE_BENCH_TEXT_AGAIN].measured)
+        printf(
+            "\"text_next\": other pictures and prompts were encoded before; \"text_again\": these "
+            "pictures were, with another prompt; first: nothing was\n");
     if (r->edit_left_out)
         printf("the whole edit was not run: it would take long (--only edit runs it)\n");
     if (shallow) {
@@ -377,11 +381,13 @@ static qie_json *stage_json(const qie_bench_result *r, int stage, bool cold) {
         qie_json_put(o, "resident_share", qie_json_new_double(s->resident));
     if (stage == QIE_BENCH_EDIT)
         return o;
+    qie_json_put(o, "layers", layers_json(s));
+    qie_json_put(o, "released_depth_s", qie_json_new_double(at_released_depth(s)));
+    if (stage > QIE_BENCH_EDIT)
+        return o;
     qie_json_put(o, "gflop", qie_json_new_double(s->gflop));
     qie_json_put(o, "gflop_per_s", qie_json_new_double(s->gflop / s->median_s));
     qie_json_put(o, "ops_s", qie_json_new_double(s->ops_s));
-    qie_json_put(o, "layers", layers_json(s));
-    qie_json_put(o, "released_depth_s", qie_json_new_double(at_released_depth(s)));
     qie_json *shares = qie_json_new_object();
     for (size_t i = 0; i < N_PRODUCTS; i++)
         qie_json_put(shares, PRODUCTS[i], share_json(share_of_roof(r, stage, PRODUCTS[i])));

@@ -866,7 +866,8 @@ const cli_option CLI_OPTIONS[OPT_COUNT] = {
                   .kind = CLI_TEXT,
                   .def = "all; the whole edit when it takes less than ten minutes",
                   .help = "stages to measure, comma-separated: text, vae_encode, modulation, "
-                          "forward, vae_decode, edit",
+                          "forward, vae_decode, edit, and two parts of a later edit in one "
+                          "process: text_next (other pictures), text_again (other prompt)",
                   .group = GROUP_BENCH,
                   .commands = CMD_BENCH},
     [OPT_COLD] = {.name = "cold",

@@ -815,10 +815,15 @@ static void count_layers(const beats *b, int from, int n, int passes, double end
     }
 }
 
+static bool is_text(int stage) {
+    return stage == QIE_BENCH_TEXT || stage == QIE_BENCH_TEXT_NEXT || stage == QIE_BENCH_TEXT_AGAIN;
+}
+
 static void divide_time(const edit *e, int stage, const beats *b, double end, qie_stage_timing *t) {
     const qie_model_config *c = &e->m->config;
-    int first = e->p->sizes.n_images, depth = c->vision.depth, language = first + depth;
-    if (stage == QIE_BENCH_TEXT) {
+    int first = e->p->sizes.n_images, depth = stage == QIE_BENCH_TEXT_AGAIN ? 0 : c->vision.depth;
+    int language = first + depth;
+    if (is_text(stage)) {
         count_layers(b, first, depth, 1, language < b->n ? b->at[language] : end, 0, t);
         count_layers(b, language, c->text.num_hidden_layers, e->p->n_passes, end, 1, t);
     } else if (stage == QIE_BENCH_MODULATION || stage == QIE_BENCH_FORWARD)
@@ -849,8 +854,10 @@ static qie_status time_stage(edit *e, int stage, beats *b, qie_stage_timing *t, 
     if (t->before)
         t->before(t->arg);
     b->n = 0;
+    if (stage >= QIE_BENCH_TEXT_NEXT)
+        e->n_reused = stage - QIE_BENCH_TEXT_NEXT + 1;
     double from = qie_now_s();
-    if (stage == QIE_BENCH_TEXT)
+    if (is_text(stage))
         st = text_stage(e, err);
     else if (stage == QIE_BENCH_VAE_ENCODE)
         st = reference_stage(e, err);

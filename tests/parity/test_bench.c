@@ -70,6 +70,10 @@ QTEST(test_bench_all_stages_measured_with_their_operations) {
     ASSERT_STR(r.stages[QIE_BENCH_TEXT].layers[1].name, "language");
     ASSERT_INT(r.stages[QIE_BENCH_FORWARD].layers[0].n, 2);
     ASSERT(r.stages[QIE_BENCH_FORWARD].layers[0].layer_s > 0);
+    ASSERT_STR(r.stages[QIE_BENCH_TEXT_NEXT].layers[0].name, "vision");
+    ASSERT(!r.stages[QIE_BENCH_TEXT_AGAIN].layers[0].name); /* the pictures are not seen again */
+    ASSERT_STR(r.stages[QIE_BENCH_TEXT_AGAIN].layers[1].name, "language");
+    ASSERT(!find(&r, QIE_BENCH_TEXT_AGAIN, "linear"));
     ASSERT(find(&r, QIE_BENCH_FORWARD, "attention"));
     ASSERT(find(&r, QIE_BENCH_TEXT, "embed"));
     ASSERT(!find(&r, QIE_BENCH_TEXT, "conv2d"));
@@ -146,13 +150,13 @@ QTEST(test_bench_command_prints_json_for_the_stages_asked) {
                           "64",     "--repeats",
                           "1",      "-s",
                           "1",      "--no-ops",
-                          "--only", "text,vae_encode,modulation,forward,vae_decode",
+                          "--only", "text,text_again,vae_encode,modulation,forward,vae_decode",
                           "--json", NULL};
     qie_json *o = NULL;
     run_program(QIE_BINARY_DIR "/qwen-edit", args, &(run_options){.input = NULL}, &r);
     ASSERT_INT(r.code, 0);
     ASSERT_INT(qie_json_parse(r.out, strlen(r.out), "output", &o, NULL), QIE_OK);
-    ASSERT_INT(qie_json_size(qie_json_member(o, "stages")), 5);
+    ASSERT_INT(qie_json_size(qie_json_member(o, "stages")), 6);
     ASSERT(qie_json_number(qie_json_member(o, "sum_at_released_depth_s")) >
            qie_json_number(qie_json_member(o, "sum_of_stages_s")));
     qie_json_free(o);
