@@ -119,12 +119,17 @@ def case_interrupt_cancels_the_job(s):
 def case_place_in_the_queue(s):
     first = start("--server", s.url, "-i", "ball.png", "-p", PURPLE, "-o", "q1.png", "-s", "200", "-q")
     s.until(what="running", look=lambda: s.jobs()[0]["status"] == "running")
-    waiting = [start("--server", s.url, "-i", "ball.png", "-p", PURPLE, "-o", f"q{i}.png", "-s", "1") for i in (2, 3)]
-    s.until(what="both wait", look=lambda: s.ask("GET", "/health")[1]["queue"]["depth"] == 2)
+    waiting, said = [], ""
+    for i in (2, 3):
+        waiting.append(start("--server", s.url, "-i", "ball.png", "-p", PURPLE, "-o", f"q{i}.png", "-s", "1"))
+        s.until(what="it waits", look=lambda: s.ask("GET", "/health")[1]["queue"]["depth"] == i - 1)
+    while "waiting in the queue, 1 before this edit" not in said:
+        line = waiting[1].stderr.readline()
+        assert line, said
+        said += line
     first.send_signal(signal.SIGINT)
-    said = "".join(p.communicate(timeout=60)[1] for p in waiting)
+    said += "".join(p.communicate(timeout=60)[1] for p in waiting)
     assert first.wait(60) == 130 and [p.returncode for p in waiting] == [0, 0], said
-    assert "waiting in the queue, 1 before this edit" in said, said
 
 
 def case_cancelled_by_somebody_else(s):
