@@ -50,7 +50,7 @@ done
 
 # part FOLDER: its weights in one file
 part() {
-    found=$(find "$model/$1" -name '*.safetensors' -o -name '*.gguf' | grep -v mmproj || true)
+    found=$(find -L "$model/$1" -name '*.safetensors' -o -name '*.gguf' | grep -v mmproj || true)
     if [ "$(echo "$found" | wc -l)" -ne 1 ] || [ -z "$found" ]; then
         echo "compare_sdcpp: not one file of weights in '$model/$1': name it" >&2
         exit 2
@@ -60,7 +60,7 @@ part() {
 [ -n "$transformer" ] || transformer=$(part transformer)
 [ -n "$vae" ] || vae=$(part vae)
 [ -n "$text" ] || text=$(part text_encoder)
-[ -n "$mmproj" ] || mmproj=$(find "$model/text_encoder" -name '*mmproj*' | head -n 1)
+[ -n "$mmproj" ] || mmproj=$(find -L "$model/text_encoder" -name '*mmproj*' | head -n 1)
 
 peer=''
 for at in "$checkout/build/bin/sd-cli" "$checkout/bin/sd-cli" "$checkout/sd-cli"; do
