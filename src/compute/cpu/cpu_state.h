@@ -92,9 +92,9 @@ void qie_cpu_lowrank_begin(const qie_compute *c, const qie_linear_args *a, unsig
 /* For few rows: all of them, columns [n0, n0 + n), added to sums. */
 void qie_cpu_lowrank_dots(const qie_compute *c, const qie_linear_args *a, int64_t n0, int64_t n,
                           float *sums, int64_t ld);
-/* n products of the same x in 8-bit integers; each must fit. */
+/* A layer in 8-bit integers; it must fit. */
 bool qie_cpu_int8_fits(const qie_compute *c, const qie_linear_args *a);
-void qie_cpu_linear_int8(qie_compute *c, const qie_linear_args *a, size_t n);
+void qie_cpu_linear_int8(qie_compute *c, const qie_linear_args *a);
 void qie_cpu_conv2d(qie_compute *c, const qie_conv2d_args *a);
 void qie_cpu_attention(qie_compute *c, const qie_attention_args *a);
 /* rms_norm, layer_norm, qk_norm_rope, channel_norm, embed, convert, cfg_combine */

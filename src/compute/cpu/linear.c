@@ -160,7 +160,7 @@ void qie_cpu_linear(qie_compute *c, const qie_linear_args *a) {
     if (a->n_lowrank)
         qie_lowrank_project(c, a);
     if (qie_cpu_int8_fits(c, a)) {
-        qie_cpu_linear_int8(c, a, 1);
+        qie_cpu_linear_int8(c, a);
         return;
     }
     linear_job job = {.c = c, .a = a, .g = qie_cpu_gemm(c, a->x.dtype)};

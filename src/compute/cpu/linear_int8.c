@@ -19,7 +19,6 @@ enum {
     MIN_ROWS = 128, /* below, packing is felt */
     TASK_MACS = 1 << 21,
     MAX_TASKS_WANTED = 64,
-    MAX_PRODUCTS = 8,
     X_TASK_VALUES = 1 << 15,
     B_HEAD = 8,                        /* bytes a column in front of a panel: scale, start */
     B_COL = B_HEAD + QIE_I8_BLOCK * 2, /* of packed B at most */
@@ -42,12 +41,11 @@ size_t qie_cpu_int8_thread_bytes(void) {
 
 typedef struct int8_job {
     qie_compute *c;
-    const qie_linear_args *a; /* n of them, same x */
-    size_t n;
+    const qie_linear_args *a;
     const qie_i8_gemm *g;
     int64_t row0, rows; /* of x in this chunk */
     int64_t x_rows;     /* a task of the first pass */
-    int64_t first_task[MAX_PRODUCTS + 1], n_row_tasks;
+    int64_t n_row_tasks;
 } int8_job;
 
 static unsigned char *left_at(const int8_job *job, int64_t i_block, int64_t row) {
@@ -120,12 +118,9 @@ static void pack_panel(const int8_job *job, const qie_wmat *w, int64_t n0, int64
 static void int8_task(void *arg, size_t index, int i_thread) {
     const int8_job *job = arg;
     const qie_i8_gemm *g = job->g;
-    size_t j = 0;
-    while ((int64_t)index >= job->first_task[j + 1])
-        j++;
-    const qie_linear_args *a = &job->a[j];
-    int64_t i = (int64_t)index - job->first_task[j], i_rows = i % job->n_row_tasks;
-    int64_t n0 = i / job->n_row_tasks * TASK_COLS, k_all = a->w.k;
+    const qie_linear_args *a = job->a;
+    int64_t i_rows = (int64_t)index % job->n_row_tasks;
+    int64_t n0 = (int64_t)index / job->n_row_tasks * TASK_COLS, k_all = a->w.k;
     int64_t n = a->w.n - n0 < TASK_COLS ? a->w.n - n0 : TASK_COLS;
     int64_t m0 = job->rows * i_rows / job->n_row_tasks;
     int64_t m = job->rows * (i_rows + 1) / job->n_row_tasks - m0, n_tiles = qie_ceil_div(m, g->mr);
@@ -174,32 +169,22 @@ bool qie_cpu_int8_fits(const qie_compute *c, const qie_linear_args *a) {
            !a->n_lowrank;
 }
 
-void qie_cpu_linear_int8(qie_compute *c, const qie_linear_args *a, size_t n) {
-    assert(n >= 1 && n <= MAX_PRODUCTS);
-    int8_job job = {.c = c, .a = a, .n = n, .g = qie_cpu_state_of(c)->i8};
-    int64_t k = a->x.cols, cols = 0, n_chunks = qie_ceil_div(a->x.rows, CHUNK_ROWS);
-    for (size_t i = 0; i < n; i++) {
-        assert(a[i].x.data == a->x.data && qie_cpu_int8_fits(c, &a[i]));
-        job.first_task[i] = cols;
-        cols += qie_ceil_div(a[i].w.n, TASK_COLS);
-    }
-    job.first_task[n] = cols;
-    if (!cols)
-        return; /* nothing to write */
-    job.x_rows = k >= X_TASK_VALUES ? 1 : X_TASK_VALUES / k;
-    int64_t rows = a->x.rows / n_chunks, most = rows / MIN_ROWS;
-    int64_t wanted = rows * k * cols * TASK_COLS / TASK_MACS;
+void qie_cpu_linear_int8(qie_compute *c, const qie_linear_args *a) {
+    assert(qie_cpu_int8_fits(c, a));
+    int8_job job = {.c = c, .a = a, .g = qie_cpu_state_of(c)->i8};
+    int64_t k = a->x.cols, n_col_tasks = qie_ceil_div(a->w.n, TASK_COLS);
+    int64_t n_chunks = qie_ceil_div(a->x.rows, CHUNK_ROWS), rows = a->x.rows / n_chunks;
+    int64_t wanted = rows * k * n_col_tasks * TASK_COLS / TASK_MACS, most = rows / MIN_ROWS;
     if (wanted > MAX_TASKS_WANTED)
         wanted = MAX_TASKS_WANTED;
-    job.n_row_tasks = qie_ceil_div(wanted, cols);
+    job.x_rows = k >= X_TASK_VALUES ? 1 : X_TASK_VALUES / k;
+    job.n_row_tasks = qie_ceil_div(wanted, n_col_tasks);
     job.n_row_tasks = job.n_row_tasks > most ? most : job.n_row_tasks;
     job.n_row_tasks = job.n_row_tasks < 1 ? 1 : job.n_row_tasks;
-    for (size_t i = 0; i <= n; i++)
-        job.first_task[i] *= job.n_row_tasks;
     for (int64_t i = 0; i < n_chunks; i++) {
         job.row0 = a->x.rows * i / n_chunks;
         job.rows = a->x.rows * (i + 1) / n_chunks - job.row0;
         qie_parallel_for(c->n_threads, (size_t)qie_ceil_div(job.rows, job.x_rows), x_task, &job);
-        qie_parallel_for(c->n_threads, (size_t)job.first_task[n], int8_task, &job);
+        qie_parallel_for(c->n_threads, (size_t)(n_col_tasks * job.n_row_tasks), int8_task, &job);
     }
 }
