@@ -92,7 +92,8 @@ QTEST(test_gguf_random_damage_is_survived) {
     gguf_example(&g, 3);
     for (uint64_t r = 0; more(r, rounds, start); r++) {
         seed = r * 7919 + 1;
-        h = g;
+        h.n = g.n;
+        memcpy(h.data, g.data, g.n);
         for (uint64_t k = 1 + next(&seed) % 4; k > 0; k--) {
             size_t at = next(&seed) % h.n, width = 1u << next(&seed) % 4;
             uint64_t v = next(&seed) % 3 ? VALUES[next(&seed) % N_VALUES] : next(&seed);

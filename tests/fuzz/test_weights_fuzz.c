@@ -1,5 +1,6 @@
-/* Random damage to a safetensors header and to an index: a clear error or views inside the file.
- * The same on every machine; QIE_FUZZ_SECONDS makes it longer, a failure prints the seed. */
+/* Every field of a safetensors header set to hostile values, random damage to it and to an index: a
+ * clear error or views inside the file. The same on every machine; QIE_TEST_LONG=1 makes 10^7
+ * executions of it, QIE_FUZZ_SECONDS goes on for a time, a failure prints the seed. */
 #define _GNU_SOURCE
 #include "base/clock.h"
 #include "base/fs.h"
@@ -84,36 +85,162 @@ static unsigned sum_views(const qie_weights *w) {
     return sum;
 }
 
+typedef struct tally {
+    size_t rounds, accepted;
+    unsigned sum;
+} tally;
+
+/* One file of this header and 32 bytes of data, in a block of exactly its size; `length` in place
+ * of the header's own if it is not NULL. False: it was refused in a wrong way, which is printed. */
+static bool run(tally *t, const unsigned char *text, size_t n, const uint64_t *length) {
+    unsigned char *f = malloc(8 + n + 32);
+    memcpy(f + 8, text, n);
+    size_t size = put_file(f, n, 32);
+    if (length)
+        memcpy(f, length, 8);
+    qie_error e = {0};
+    qie_weights *w;
+    qie_status st = qie_weights_open_bytes(f, size, "fuzz", &w, &e);
+    bool ok = st == QIE_OK ? w != NULL : st == QIE_E_CORRUPT && !w && strstr(e.message, "'fuzz'");
+    if (!ok)
+        printf("  %s %s for %.*s\n", qie_status_name(st), e.message, (int)n, (const char *)text);
+    t->rounds++;
+    if (w) {
+        t->accepted++;
+        t->sum += sum_views(w);
+    }
+    qie_weights_close(w);
+    free(f);
+    return ok;
+}
+
+/* A header whose fields stand between backquotes, and what they are set to. */
+static const char FIELDS[] =
+    "{`\"__metadata__\"`:{`\"format\"`:`\"pt\"`},"
+    "`\"model.a\"`:{`\"dtype\"`:`\"F32\"`,`\"shape\"`:[`2`,`2`],`\"data_offsets\"`:[`0`,`16`]},"
+    "`\"visual.b\"`:{`\"dtype\"`:`\"BF16\"`,`\"shape\"`:`[4]`,`\"data_offsets\"`:`[16,24]`},"
+    "`\"x.weight\"`:`{\"dtype\":\"I8\",\"shape\":[2,2],\"data_offsets\":[24,28]}`,"
+    "`\"x.weight_scale\"`:{\"dtype\":`\"F32\"`,\"shape\":[`1`],\"data_offsets\":[`28`,`32`]}}";
+static const char *const HOSTILE[] = {"",
+                                      "-1",
+                                      "-0",
+                                      "0",
+                                      "1",
+                                      "3",
+                                      "24",
+                                      "31",
+                                      "33",
+                                      "1e9",
+                                      "1.5",
+                                      "4294967296",
+                                      "9223372036854775807",
+                                      "9223372036854775808",
+                                      "18446744073709551615",
+                                      "18446744073709551616",
+                                      "null",
+                                      "true",
+                                      "NaN",
+                                      "\"\"",
+                                      "\"F32\"",
+                                      "\"F64\"",
+                                      "\"I8\"",
+                                      "\"F8_E4M3\"",
+                                      "\"Q8_0\"",
+                                      "\"dtype\"",
+                                      "\"shape\"",
+                                      "\"data_offsets\"",
+                                      "\"model.a\"",
+                                      "\"x.weight\"",
+                                      "\"__metadata__\"",
+                                      "\"\\u0000\"",
+                                      "\"\\ud800\"",
+                                      "\"\xff\"",
+                                      "[]",
+                                      "[0]",
+                                      "[0,32]",
+                                      "[1,2,3,4,5,6,7,8,9]",
+                                      "[[[[[[[[[[]]]]]]]]]]",
+                                      "{}",
+                                      "{\"a\":1}",
+                                      ",",
+                                      "]",
+                                      "}",
+                                      "2,2"};
+enum { N_HOSTILE = sizeof HOSTILE / sizeof *HOSTILE };
+
+static size_t n_fields(void) {
+    size_t n = 0;
+    for (const char *p = FIELDS; *p; p++)
+        n += *p == '`';
+    return n / 2;
+}
+
+/* The header with field at[i] set to HOSTILE[value[i]]; its length. */
+static size_t put_fields(unsigned char *text, const size_t *at, const size_t *value, size_t count) {
+    size_t n = 0, field = 0;
+    bool inside = false, replaced = false;
+    for (const char *p = FIELDS; *p; p++) {
+        if (*p != '`') {
+            if (!inside || !replaced)
+                text[n++] = (unsigned char)*p;
+            continue;
+        }
+        inside = !inside;
+        field += !inside;
+        replaced = false;
+        for (size_t i = 0; inside && !replaced && i < count; i++)
+            if (at[i] == field) {
+                memcpy(text + n, HOSTILE[value[i]], strlen(HOSTILE[value[i]]));
+                n += strlen(HOSTILE[value[i]]);
+                replaced = true;
+            }
+    }
+    return n;
+}
+
+QTEST(test_fuzz_every_field_of_a_header_hostile_is_survived) {
+    tally t = {0};
+    unsigned char text[1024];
+    size_t n = put_fields(text, NULL, NULL, 0);
+    ASSERT(run(&t, text, n, NULL));
+    ASSERT_INT(t.accepted, 1);
+    for (size_t at = 0; at < n_fields(); at++)
+        for (size_t v = 0; v < N_HOSTILE; v++) {
+            n = put_fields(text, &at, &v, 1);
+            ASSERT(run(&t, text, n, NULL));
+        }
+    n = put_fields(text, NULL, NULL, 0);
+    for (uint64_t bit = 0; bit < 64; bit++)
+        for (uint64_t less = 0; less < 3; less++)
+            ASSERT(run(&t, text, n, &(uint64_t){(UINT64_C(1) << bit) - less}));
+    for (uint64_t length = 0; length < n + 40; length++)
+        ASSERT(run(&t, text, n, &length));
+    printf("  %zu executions, %zu accepted, sum %u\n", t.rounds, t.accepted, t.sum);
+    ASSERT(t.accepted > 1 && t.accepted < t.rounds / 2);
+}
+
+/* Some fields hostile, stretches of text changed, or both. */
 QTEST(test_fuzz_header_never_leaves_the_file) {
     double start = qie_now_s();
-    size_t n_ok = 0;
-    unsigned sum = 0;
-    for (uint64_t round = 0; more(round, 60000, start); round++) {
-        unsigned char text[1024];
-        uint64_t seed = round;
-        size_t n = sizeof HEADER - 1;
-        memcpy(text, HEADER, n);
-        damage(text, &n, &seed);
-        unsigned char *f = malloc(8 + n + 32);
-        memcpy(f + 8, text, n);
-        size_t size = put_file(f, n, 32);
-        if (next(&seed) % 8 == 0)
-            f[next(&seed) % 8] ^= (unsigned char)(1u << next(&seed) % 8);
-        qie_error e = {0};
-        qie_weights *w;
-        qie_status st = qie_weights_open_bytes(f, size, "fuzz", &w, &e);
-        if (st != QIE_OK && (st != QIE_E_CORRUPT || w || !strstr(e.message, "'fuzz'")))
-            QTEST_FAIL("seed %llu: %s %s", (unsigned long long)round, qie_status_name(st),
-                       e.message);
-        if (w) {
-            n_ok++;
-            sum += sum_views(w);
+    tally t = {0};
+    uint64_t rounds = getenv("QIE_TEST_LONG") ? 10000000 : 60000;
+    for (uint64_t round = 0; more(round, rounds, start); round++) {
+        unsigned char text[2048];
+        uint64_t seed = round * 7919 + 1, length;
+        size_t at[4], value[4], fields = next(&seed) % 5;
+        for (size_t i = 0; i < fields; i++) {
+            at[i] = next(&seed) % n_fields();
+            value[i] = next(&seed) % N_HOSTILE;
         }
-        qie_weights_close(w);
-        free(f);
+        size_t n = put_fields(text, at, value, fields);
+        if (!fields || next(&seed) % 4 == 0)
+            damage(text, &n, &seed);
+        length = n ^ UINT64_C(1) << next(&seed) % 64;
+        if (!run(&t, text, n, next(&seed) % 16 ? NULL : &length))
+            QTEST_FAIL("round %llu", (unsigned long long)round);
     }
-    printf("  %zu accepted, sum %u\n", n_ok, sum);
-    ASSERT(n_ok > 0);
+    printf("  %zu executions, %zu accepted, sum %u\n", t.rounds, t.accepted, t.sum);
+    ASSERT(t.accepted > 0);
 }
 
 static const char INDEX[] =
