@@ -1,5 +1,7 @@
 #include "base/blocks.h"
 
+#include <string.h>
+
 const int8_t QIE_IQ4_LEVELS[16] = {-127, -104, -83, -65, -49, -35, -22, -10,
                                    1,    13,   25,  38,  53,  69,  89,  113};
 
@@ -58,11 +60,12 @@ void qie_q3_k_scales(const uint8_t packed[12], uint8_t scale[16]) {
     }
 }
 
-static void q4_0(float *y, const uint8_t *p) {
-    float d = half_at(p);
+/* Blocks of integers, their factors apart: `scaled` below makes the values. */
+static void q4_0(int8_t *q, float *scale, const uint8_t *p) {
+    scale[0] = half_at(p);
     for (int i = 0; i < 16; i++) {
-        y[i] = d * (float)((p[2 + i] & 15) - 8);
-        y[16 + i] = d * (float)((p[2 + i] >> 4) - 8);
+        q[i] = (int8_t)((p[2 + i] & 15) - 8);
+        q[16 + i] = (int8_t)((p[2 + i] >> 4) - 8);
     }
 }
 
@@ -79,12 +82,12 @@ static uint32_t high_bits(const uint8_t *p) {
     return (uint32_t)p[0] | (uint32_t)p[1] << 8 | (uint32_t)p[2] << 16 | (uint32_t)p[3] << 24;
 }
 
-static void q5_0(float *y, const uint8_t *p) {
-    float d = half_at(p);
+static void q5_0(int8_t *q, float *scale, const uint8_t *p) {
     uint32_t h = high_bits(p + 2);
+    scale[0] = half_at(p);
     for (int i = 0; i < 16; i++) {
-        y[i] = d * (float)((int)((p[6 + i] & 15) | (h >> i & 1) << 4) - 16);
-        y[16 + i] = d * (float)((int)((uint32_t)(p[6 + i] >> 4) | (h >> (i + 16) & 1) << 4) - 16);
+        q[i] = (int8_t)((int)((p[6 + i] & 15) | (h >> i & 1) << 4) - 16);
+        q[16 + i] = (int8_t)((int)((uint32_t)(p[6 + i] >> 4) | (h >> (i + 16) & 1) << 4) - 16);
     }
 }
 
@@ -97,10 +100,9 @@ static void q5_1(float *y, const uint8_t *p) {
     }
 }
 
-static void q8_0(float *y, const uint8_t *p) {
-    float d = half_at(p);
-    for (int i = 0; i < 32; i++)
-        y[i] = d * (float)(int8_t)p[2 + i];
+static void q8_0(int8_t *q, float *scale, const uint8_t *p) {
+    scale[0] = half_at(p);
+    memcpy(q, p + 2, 32);
 }
 
 static void q2_k(float *y, const uint8_t *p) {
@@ -157,33 +159,57 @@ static void q6_k(float *y, const uint8_t *p) {
     }
 }
 
-static void iq4_nl(float *y, const uint8_t *p) {
-    float d = half_at(p);
+static void iq4_nl(int8_t *q, float *scale, const uint8_t *p) {
+    scale[0] = half_at(p);
     for (int i = 0; i < 16; i++) {
-        y[i] = d * (float)QIE_IQ4_LEVELS[p[2 + i] & 15];
-        y[16 + i] = d * (float)QIE_IQ4_LEVELS[p[2 + i] >> 4];
+        q[i] = QIE_IQ4_LEVELS[p[2 + i] & 15];
+        q[16 + i] = QIE_IQ4_LEVELS[p[2 + i] >> 4];
     }
 }
 
-static void iq4_xs(float *y, const uint8_t *p) {
+static void iq4_xs(int8_t *q, float *scale, const uint8_t *p) {
     float d = half_at(p);
     unsigned high = (unsigned)p[2] | (unsigned)p[3] << 8;
     for (int s = 0; s < 8; s++) {
-        int scale = (p[4 + s / 2] >> 4 * (s % 2) & 15) | (int)(high >> 2 * s & 3) << 4;
-        float ds = d * (float)(scale - 32);
+        int six = (p[4 + s / 2] >> 4 * (s % 2) & 15) | (int)(high >> 2 * s & 3) << 4;
+        scale[s] = d * (float)(six - 32);
         for (int i = 0; i < 16; i++) {
             uint8_t b = p[8 + 16 * s + i];
-            y[32 * s + i] = ds * (float)QIE_IQ4_LEVELS[b & 15];
-            y[32 * s + 16 + i] = ds * (float)QIE_IQ4_LEVELS[b >> 4];
+            q[32 * s + i] = QIE_IQ4_LEVELS[b & 15];
+            q[32 * s + 16 + i] = QIE_IQ4_LEVELS[b >> 4];
         }
     }
 }
 
+static void (*const INT8[QIE_DTYPE_COUNT])(int8_t *q, float *scale, const uint8_t *p) = {
+    [QIE_Q4_0] = q4_0,     [QIE_Q5_0] = q5_0,     [QIE_Q8_0] = q8_0,
+    [QIE_IQ4_NL] = iq4_nl, [QIE_IQ4_XS] = iq4_xs,
+};
+
+bool qie_blocks_are_int8(qie_dtype dtype) {
+    return (unsigned)dtype < QIE_DTYPE_COUNT && INT8[dtype];
+}
+
+void qie_blocks_to_int8(int8_t *q, float *scale, const void *src, qie_dtype dtype, size_t n) {
+    const uint8_t *p = src;
+    size_t elements = (size_t)qie_dtype_block_elements(dtype), bytes = qie_dtype_block_bytes(dtype);
+    for (size_t i = 0; i < n; i += elements, p += bytes, scale += elements / QIE_INT8_GROUP)
+        INT8[dtype](q + i, scale, p);
+}
+
+/* One block of integers as floats. */
+static void scaled(float *y, const uint8_t *p, qie_dtype dtype) {
+    int8_t q[256];
+    float scale[256 / QIE_INT8_GROUP];
+    INT8[dtype](q, scale, p);
+    for (int i = 0; i < qie_dtype_block_elements(dtype); i++)
+        y[i] = scale[i / QIE_INT8_GROUP] * (float)q[i];
+}
+
 int qie_blocks_to_f32(float *dst, const void *src, qie_dtype dtype, size_t n) {
     static void (*const BLOCK[QIE_DTYPE_COUNT])(float *, const uint8_t *) = {
-        [QIE_Q4_0] = q4_0, [QIE_Q4_1] = q4_1, [QIE_Q5_0] = q5_0,     [QIE_Q5_1] = q5_1,
-        [QIE_Q8_0] = q8_0, [QIE_Q2_K] = q2_k, [QIE_Q3_K] = q3_k,     [QIE_Q4_K] = q4_k,
-        [QIE_Q5_K] = q5_k, [QIE_Q6_K] = q6_k, [QIE_IQ4_NL] = iq4_nl, [QIE_IQ4_XS] = iq4_xs,
+        [QIE_Q4_1] = q4_1, [QIE_Q5_1] = q5_1, [QIE_Q2_K] = q2_k, [QIE_Q3_K] = q3_k,
+        [QIE_Q4_K] = q4_k, [QIE_Q5_K] = q5_k, [QIE_Q6_K] = q6_k,
     };
     const uint8_t *p = src;
     if (dtype == QIE_F8_E4M3 || dtype == QIE_F8_E5M2 || dtype == QIE_I8) {
@@ -193,10 +219,14 @@ int qie_blocks_to_f32(float *dst, const void *src, qie_dtype dtype, size_t n) {
                                             : qie_f8_e5m2_to_f32(p[i]);
         return 0;
     }
-    if ((unsigned)dtype >= QIE_DTYPE_COUNT || !BLOCK[dtype])
+    bool integers = qie_blocks_are_int8(dtype);
+    if (!integers && ((unsigned)dtype >= QIE_DTYPE_COUNT || !BLOCK[dtype]))
         return -1;
     size_t elements = (size_t)qie_dtype_block_elements(dtype), bytes = qie_dtype_block_bytes(dtype);
     for (size_t i = 0; i < n; i += elements, p += bytes)
-        BLOCK[dtype](dst + i, p);
+        if (integers)
+            scaled(dst + i, p, dtype);
+        else
+            BLOCK[dtype](dst + i, p);
     return 0;
 }

@@ -6,6 +6,7 @@
 #ifndef QIE_BASE_BLOCKS_H
 #define QIE_BASE_BLOCKS_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -27,5 +28,13 @@ void qie_q3_k_scales(const uint8_t packed[12], uint8_t scale[16]);
 /* n elements of type F8_*, I8 or blocks (n a multiple of the block's elements) at src, which needs
  * no alignment. -1 for other types. */
 int qie_blocks_to_f32(float *dst, const void *src, qie_dtype dtype, size_t n);
+
+/* Types whose elements are integers of 8 bits times a float that QIE_INT8_GROUP neighbours share.
+ */
+#define QIE_INT8_GROUP 32
+bool qie_blocks_are_int8(qie_dtype dtype);
+/* n elements of such a type (whole blocks) as their n integers and n / QIE_INT8_GROUP factors; each
+ * product rounded is what qie_blocks_to_f32 gives. */
+void qie_blocks_to_int8(int8_t *q, float *scale, const void *src, qie_dtype dtype, size_t n);
 
 #endif

@@ -22,6 +22,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "base/blocks.h"
 #include "base/cpu.h"
 #include "base/dtype.h"
 #include "qie/error.h"
@@ -90,7 +91,10 @@ typedef enum qie_store {
                          */
 } qie_store;
 
-#define QIE_INT8_MIN_ROWS 9
+enum {
+    QIE_INT8_MIN_ROWS = 9,
+    QIE_INT8_BLOCK = 1024, /* elements along k that share a scale, see qie_linear_args */
+};
 
 typedef struct qie_linear_args {
     qie_mat x;    /* [m, k] */
@@ -112,7 +116,20 @@ typedef struct qie_linear_args {
     /* Without int8: few rows are summed like many, so that a row's bits do not depend on how many
      * there are. */
     bool as_many;
+    /* The same for weights that are integers with a scale for QIE_INT8_GROUP of
+     * them (qie_blocks_are_int8): they are taken as they are, x is scaled for each group. Goes
+     * before int8; ignored for other weights and by a back end without it. */
+    bool int8_blocks;
 } qie_linear_args;
+
+/* How many elements of x share a scale in this product; 0: it is none of integers. */
+static inline int qie_linear_int8_group(const qie_linear_args *a) {
+    if (a->x.rows < QIE_INT8_MIN_ROWS)
+        return 0;
+    if (a->int8_blocks && qie_blocks_are_int8(a->w.dtype))
+        return QIE_INT8_GROUP;
+    return a->int8 ? QIE_INT8_BLOCK : 0;
+}
 
 typedef struct qie_layer_norm_args {
     qie_mat x; /* F32 [rows, cols] */
@@ -260,7 +277,7 @@ typedef struct qie_compute_limits {
     int64_t max_conv_k; /* in * kh * kw of any convolution */
     int64_t max_conv_n; /* out of any convolution */
     int max_head_dim;
-    int64_t max_int8_k; /* inner dimension of any linear in int8; 0: none will be */
+    int64_t max_int8_k; /* inner dimension of any linear in integers; 0: none will be */
 } qie_compute_limits;
 
 struct qie_compute {
@@ -272,6 +289,7 @@ struct qie_compute {
     bool bf16_native; /* bf16 products in hardware */
     /* With linear's as_many, no row's bits depend on the rows that are computed beside it. */
     bool rows_alone;
+    bool int8_blocks;       /* products of weights in blocks of integers are faster than in bf16 */
     unsigned char *scratch; /* 64-byte aligned; divided by the operations as they like */
     size_t scratch_bytes;
     struct qie_op_record *record; /* NULL but while calls are noted, see op_record.h */

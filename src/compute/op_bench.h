@@ -17,7 +17,7 @@ typedef struct qie_op_shape {
     char op[16];
     int64_t dims[QIE_OP_DIMS];
     qie_dtype act, weight; /* of the input; of the weights (attention and others: as act) */
-    bool int8;             /* linear: multiplied in 8-bit integers */
+    bool int8;             /* linear: multiplied in 8-bit integers, stored ones as they are */
 } qie_op_shape;
 
 /* Dimensions that an operation of this name has: 3, 7 or 2. */

@@ -44,7 +44,7 @@ static void linear(qie_compute *c, const qie_linear_args *a) {
     s.dims[0] = a->x.rows;
     s.dims[1] = a->w.n;
     s.dims[2] = a->w.k;
-    s.int8 = a->int8 && a->x.rows >= QIE_INT8_MIN_ROWS;
+    s.int8 = qie_linear_int8_group(a) > 0;
     note(c->record, &s, t);
 }
 

@@ -141,6 +141,13 @@ static qie_model_source source_of(const qie_engine_options *o) {
                               .variant = or_null(o->variant)};
 }
 
+/* Is one of the layers that may be multiplied in integers stored as such? */
+static void find_int8_blocks(void *arg, const char *name, qie_linear *l) {
+    bool *found = arg;
+    (void)name;
+    *found = *found || (l->int8 && qie_blocks_are_int8(l->w.dtype));
+}
+
 qie_status qie_engine_open(const qie_engine_options *options, qie_engine **out, qie_error *err) {
     *out = NULL;
     qie_model_source source = source_of(options);
@@ -167,7 +174,10 @@ qie_status qie_engine_open(const qie_engine_options *options, qie_engine **out, 
     QIE_TRY_GOTO(keep_loras(e, options, err));
     QIE_TRY_GOTO(qie_prompt_cache_create(QIE_PROMPT_CACHE_BYTES, &e->prompts, err));
     qie_compute_limits limits = qie_model_limits(&e->model.config);
-    if (options->precision == QIE_PRECISION_INT8)
+    bool integers = options->precision == QIE_PRECISION_INT8;
+    if (options->precision != QIE_PRECISION_F32)
+        qie_transformer_each_linear(e->model.transformer, find_int8_blocks, &integers);
+    if (integers)
         limits.max_int8_k = 4ll * e->model.config.transformer.inner_dim;
     if (options->device && !strcmp(options->device, "cuda"))
         QIE_TRY_GOTO(qie_device_open(options, &e->model, &e->compute, err));

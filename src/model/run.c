@@ -187,6 +187,11 @@ qie_linear qie_linear_rows(const qie_linear *l, int64_t from, int64_t n) {
     return part;
 }
 
+/* Stored integers are multiplied as such where that is faster, but for runs in full precision. */
+static bool takes_blocks(const qie_run *run, const qie_linear *l) {
+    return l->int8 && run->compute->int8_blocks && (run->int8 || run->act == QIE_BF16);
+}
+
 void qie_run_linear(const qie_run *run, qie_mat x, const qie_linear *l, qie_act act,
                     qie_store store, qie_mat dst) {
     qie_linear_args a = {.x = x,
@@ -200,6 +205,7 @@ void qie_run_linear(const qie_run *run, qie_mat x, const qie_linear *l, qie_act 
                          .split = x.rows,
                          .dst = dst,
                          .int8 = run->int8 && l->int8,
+                         .int8_blocks = takes_blocks(run, l),
                          .as_many = run->as_many};
     run->compute->ops.linear(run->compute, &a);
 }
@@ -217,6 +223,7 @@ void qie_run_linear_gated(const qie_run *run, qie_mat x, const qie_linear *l, co
                          .split = split,
                          .dst = dst,
                          .int8 = run->int8 && l->int8,
+                         .int8_blocks = takes_blocks(run, l),
                          .as_many = run->as_many};
     run->compute->ops.linear(run->compute, &a);
 }

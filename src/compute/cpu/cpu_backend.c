@@ -70,10 +70,10 @@ static qie_status fill(qie_compute *c, const qie_compute_limits *limits, qie_err
     state->kernels = c->level >= QIE_CPU_AVX512BF16 ? &qie_kernels_avx512bf16
                      : c->level >= QIE_CPU_AVX512   ? &qie_kernels_avx512
                                                     : &qie_kernels_avx2;
-    state->i8 = c->level >= QIE_CPU_AMX          ? &qie_i8_gemm_amx
-                : c->level >= QIE_CPU_AVX512BF16 ? &qie_i8_gemm_avx512bf16
-                : c->level >= QIE_CPU_AVX512     ? &qie_i8_gemm_avx512
-                                                 : &qie_i8_gemm_avx2;
+    state->i8_groups = c->level >= QIE_CPU_AVX512BF16 ? &qie_i8_gemm_avx512bf16
+                       : c->level >= QIE_CPU_AVX512   ? &qie_i8_gemm_avx512
+                                                      : &qie_i8_gemm_avx2;
+    state->i8 = c->level >= QIE_CPU_AMX ? &qie_i8_gemm_amx : state->i8_groups;
     state->bf16 = c->level >= QIE_CPU_AVX512BF16 ? &qie_bf16_gemm_avx512bf16 : NULL;
     if (c->level >= QIE_CPU_AMX) {
         qie_bf16_gemm_amx_make(&state->amx);
@@ -82,6 +82,7 @@ static qie_status fill(qie_compute *c, const qie_compute_limits *limits, qie_err
     c->state = state;
     c->release_state = free;
     c->bf16_native = state->bf16 != NULL;
+    c->int8_blocks = c->level != QIE_CPU_AMX && limits->max_int8_k > 0;
     c->ops.linear = qie_cpu_linear;
     c->ops.conv2d = qie_cpu_conv2d;
     c->ops.attention = qie_cpu_attention;

@@ -90,39 +90,44 @@ typedef struct qie_gemm {
     void (*softmax)(const qie_softmax_args *a);
 } qie_gemm;
 
-/* Products of 8-bit integers, exact in 32 bits within a block of k; then
+/* Products of 8-bit integers, exact in 32 bits within a group of k; then
  *   C[r][j] += float(sum) * (scale of A's row * scale of B's column), one rounding each.
- * Every level computes the same bits, those of ref.c.
+ * A group is a block of QIE_INT8_BLOCK elements or, where the weights have scales of their own,
+ * QIE_INT8_GROUP. Every level computes the same bits, those of
+ * ref.c.
  *
- * A row of A: QIE_I8_BLOCK elements, then its scale (float). A panel of B of n columns: n scales, n
- * integers that the sums start from, then units packed [step][column]. Units are 32 bits: two
- * elements widened to 16 bits, or four bytes. */
+ * A row of A: QIE_INT8_BLOCK elements, then the scales of its groups (float). A panel of B of n
+ * columns: [group][column] scales, [group][column] integers that the sums start from, then units
+ * packed [step][column]. Units are 32 bits: two elements widened to 16 bits, or four bytes. */
 enum {
-    QIE_I8_BLOCK = 1024,
     QIE_I8_MR_MAX = 32,
+    QIE_I8_GROUPS = QIE_INT8_BLOCK / QIE_INT8_GROUP, /* of a block, at most */
 };
-typedef void (*qie_i8_tile_fn)(int64_t steps, const void *a, const void *b, float *c, int64_t ldc,
-                               bool add);
+typedef void (*qie_i8_tile_fn)(int64_t groups, int64_t steps /* of a group */, const void *a,
+                               const void *b, float *c, int64_t ldc, bool add);
 typedef struct qie_i8_gemm {
     int mr, vw;
     int unit;                                  /* elements in a unit: 2 or 4 */
     int step_multiple;                         /* steps come in multiples of this */
     qie_i8_tile_fn tile[2][QIE_I8_MR_MAX + 1]; /* [vectors - 1][rows] */
-    /* k values (F32 or BF16) as elements of A, zeros up to `padded`; scale: largest / 127. */
+    /* k values (F32 or BF16) as elements of A, zeros up to `padded`; a scale for each `group` of
+     * them: largest / 127. */
     void (*row_a)(void *dst, const void *x, qie_dtype dtype, int64_t k, int64_t padded,
-                  float *scale);
-    /* The same for a column of B; I8 is taken as it is, scale untouched. */
+                  int64_t group, float *scale);
+    /* The same for a column of B, as one group; I8 is taken as it is, scale untouched. */
     void (*row_b)(void *dst, const void *w, qie_dtype dtype, int64_t k, int64_t padded,
-                  float *scale, int32_t *start);
+                  float *scale);
+    /* What the sums of a packed panel start from; NULL: from zero. */
+    void (*starts)(int32_t *start, const void *units, int vectors, int64_t groups, int64_t steps);
     /* For kernels with state of their own in the processor; NULL: none. */
     void (*begin)(void);
     void (*end)(void);
 } qie_i8_gemm;
-static inline int64_t qie_i8_a_scale(const qie_i8_gemm *g) { /* bytes from a row to its scale */
-    return QIE_I8_BLOCK * 4 / g->unit;
+static inline int64_t qie_i8_a_scale(const qie_i8_gemm *g) { /* bytes from a row to its scales */
+    return QIE_INT8_BLOCK * 4 / g->unit;
 }
 static inline int64_t qie_i8_a_stride(const qie_i8_gemm *g) { /* not a power of two */
-    return qie_i8_a_scale(g) + 64;
+    return qie_i8_a_scale(g) + QIE_I8_GROUPS * 4 + 64;
 }
 /* A largest magnitude below this counts as zero: its reciprocal would overflow. */
 #define QIE_I8_LEAST 1e-36f

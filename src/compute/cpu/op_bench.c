@@ -111,7 +111,8 @@ static qie_status bench_linear(const bench *b, const qie_op_shape *s, qie_error 
         .x = qie_mat_make(filled(m * k, s->act), s->act, m, k),
         .w = {.data = filled(n * k, s->weight), .dtype = s->weight, .n = n, .k = k},
         .dst = qie_mat_make(filled(m * n, s->act), s->act, m, n),
-        .int8 = s->int8};
+        .int8 = s->int8,
+        .int8_blocks = s->int8};
     double median;
     qie_status st = QIE_OK;
     float *scale = qie_dtype_block_elements(s->weight) == 1 && quantised(s->weight)

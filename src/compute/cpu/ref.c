@@ -66,7 +66,7 @@ static double lowrank_sum(const qie_linear_args *a, int64_t r, int64_t n) {
     return sum;
 }
 
-/* n <= QIE_I8_BLOCK values as integers; the scale that they were divided by. */
+/* n <= QIE_INT8_BLOCK values as integers; the scale that they were divided by. */
 static float int8_block(const void *data, qie_dtype dtype, int64_t from, int64_t n, int32_t *q) {
     float largest = 0;
     for (int64_t i = 0; i < n; i++) {
@@ -81,32 +81,49 @@ static float int8_block(const void *data, qie_dtype dtype, int64_t from, int64_t
     return largest >= QIE_I8_LEAST ? largest / 127.0f : 0;
 }
 
+/* k weights of row n as integers, a scale for each group of them. */
+static void int8_weights(const qie_wmat *w, int64_t n, int64_t k0, int64_t k, int group, int32_t *q,
+                         float *scale) {
+    int8_t bytes[QIE_INT8_BLOCK];
+    const unsigned char *from = (const unsigned char *)w->data +
+                                (size_t)n * qie_dtype_row_bytes(w->dtype, w->k) +
+                                qie_dtype_row_bytes(w->dtype, k0);
+    *scale = 1;
+    if (group < QIE_INT8_BLOCK)
+        qie_blocks_to_int8(bytes, scale, from, w->dtype, (size_t)k);
+    else if (w->dtype == QIE_I8)
+        memcpy(bytes, from, (size_t)k);
+    else {
+        qie_wmat plain = *w; /* its scale comes below */
+        float values[QIE_INT8_BLOCK];
+        plain.scale = NULL;
+        qie_ref_load_weights(values, &plain, n, k0, k);
+        *scale = int8_block(values, QIE_F32, 0, k, q);
+    }
+    if (group < QIE_INT8_BLOCK || w->dtype == QIE_I8)
+        for (int64_t i = 0; i < k; i++)
+            q[i] = bytes[i]; // NOLINT(bugprone-signed-char-misuse): a number, no character
+    if (w->scale)
+        *scale *= w->scale[w->n_scale > 1 ? n : 0];
+}
+
 /* The definition that every variant meets bit by bit: see kernels.h. */
-static float int8_dot(const qie_linear_args *a, int64_t r, int64_t n) {
-    float y = 0;
-    int32_t x[QIE_I8_BLOCK] = {0}, w[QIE_I8_BLOCK] = {0};
-    const qie_wmat *m = &a->w;
-    for (int64_t k0 = 0; k0 < m->k; k0 += QIE_I8_BLOCK) {
-        int64_t k = m->k - k0 < QIE_I8_BLOCK ? m->k - k0 : QIE_I8_BLOCK;
-        float x_scale = int8_block(a->x.data, a->x.dtype, r * a->x.ld + k0, k, x), w_scale = 1;
-        if (m->dtype == QIE_I8)
-            for (int64_t i = 0; i < k; i++) {
-                int8_t v = ((const int8_t *)m->data)[n * m->k + k0 + i];
-                w[i] = v; // NOLINT(bugprone-signed-char-misuse): a number, no character
-            }
-        else {
-            qie_wmat plain = *m; /* its scale comes below */
-            float values[QIE_I8_BLOCK];
-            plain.scale = NULL;
-            qie_ref_load_weights(values, &plain, n, k0, k);
-            w_scale = int8_block(values, QIE_F32, 0, k, w);
+static float int8_dot(const qie_linear_args *a, int64_t r, int64_t n, int group) {
+    float y = 0, w_scale[QIE_I8_GROUPS];
+    int32_t x[QIE_INT8_BLOCK] = {0}, w[QIE_INT8_BLOCK] = {0};
+    for (int64_t k0 = 0; k0 < a->w.k; k0 += QIE_INT8_BLOCK) {
+        int64_t left = a->w.k - k0 < QIE_INT8_BLOCK ? a->w.k - k0 : QIE_INT8_BLOCK;
+        int8_weights(&a->w, n, k0, left, group, w, w_scale);
+        for (int64_t at = 0; at < left; at += group) {
+            int64_t k = left - at < group ? left - at : group;
+            float x_scale = int8_block(a->x.data, a->x.dtype, r * a->x.ld + k0 + at, k, x);
+            float scale = w_scale[at / group];
+            int32_t sum = 0;
+            for (int64_t i = 0; i < k && isfinite(x_scale) && isfinite(scale); i++)
+                sum += x[i] * w[at + i];
+            scale *= x_scale;
+            y = k0 + at ? fmaf((float)sum, scale, y) : (float)sum * scale;
         }
-        if (m->scale)
-            w_scale *= m->scale[m->n_scale > 1 ? n : 0];
-        int32_t sum = 0;
-        for (int64_t i = 0; i < k && isfinite(x_scale) && isfinite(w_scale); i++)
-            sum += x[i] * w[i];
-        y = k0 ? fmaf((float)sum, x_scale * w_scale, y) : (float)sum * (x_scale * w_scale);
     }
     return y;
 }
@@ -128,10 +145,10 @@ static void linear_row(void *arg, size_t row, int i_thread) {
     (void)i_thread;
     const qie_linear_args *a = arg;
     int64_t r = (int64_t)row;
-    bool int8 = a->int8 && a->x.rows >= QIE_INT8_MIN_ROWS;
+    int group = qie_linear_int8_group(a);
     const float *gate = a->gate[r >= a->split];
     for (int64_t n = 0; n < a->w.n; n++) {
-        double sum = int8 ? (double)int8_dot(a, r, n) : float_dot(a, r, n);
+        double sum = group ? (double)int8_dot(a, r, n, group) : float_dot(a, r, n);
         if (a->n_lowrank)
             sum += lowrank_sum(a, r, n);
         float y = (float)sum;

@@ -23,10 +23,6 @@ ALWAYS void put_bytes(unsigned char *dst, const unsigned char *w, int64_t k) {
     for (int64_t i = 0; i < k; i += 16)
         _mm_storeu_si128((__m128i *)(void *)(dst + i), load_bytes(w + i, k - i));
 }
-ALWAYS int32_t start_of(const unsigned char *row, int64_t n) {
-    (void)row, (void)n;
-    return 0;
-}
 #include "compute/cpu/x86/i8_gemm.inc"
 
 enum { SUMS_LD = 32 };
@@ -66,6 +62,7 @@ ALWAYS void products(const int nv, const bool two_rows, int64_t steps, const uns
     }
 }
 
+/* One group only: short ones would spend their time on storing tiles. */
 ALWAYS void tile(const int nv, int rows, int64_t steps, const void *a_, const void *b_, float *c,
                  int64_t ldc, bool add) {
     const unsigned char *a = a_, *b = (const unsigned char *)b_ + nv * VW * 8;
@@ -94,10 +91,11 @@ static void tile_2(int rows, int64_t steps, const void *a, const void *b, float 
                    bool add) {
     tile(2, rows, steps, a, b, c, ldc, add);
 }
-#define ROWS_OF(nv, rows)                                                                          \
-    static void i8_gemm_##nv##x##rows##_amx(int64_t steps, const void *a, const void *b, float *c, \
-                                            int64_t ldc, bool add) {                               \
-        tile_##nv(rows, steps, a, b, c, ldc, add);                                                 \
+#define ROWS_OF(nv, rows)                                                                     \
+    static void i8_gemm_##nv##x##rows##_amx(int64_t groups, int64_t steps, const void *a,     \
+                                            const void *b, float *c, int64_t ldc, bool add) { \
+        (void)groups;                                                                         \
+        tile_##nv(rows, steps, a, b, c, ldc, add);                                            \
     }
 #define ENTRY(nv, rows) i8_gemm_##nv##x##rows##_amx,
 #define SOME_ROWS(X, nv, a, b, c, d, e, f, g, h) \

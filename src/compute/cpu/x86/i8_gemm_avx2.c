@@ -58,10 +58,6 @@ ALWAYS void put_bytes(unsigned char *dst, const unsigned char *w, int64_t k) {
                          _mm_cvtepi8_epi16(_mm_loadl_epi64((const __m128i *)(const void *)part)));
     }
 }
-ALWAYS int32_t start_of(const unsigned char *row, int64_t n) {
-    (void)row, (void)n;
-    return 0;
-}
 #include "compute/cpu/x86/i8_gemm.inc"
 
 const qie_i8_gemm qie_i8_gemm_avx2 = {

@@ -24,10 +24,6 @@ ALWAYS void put_bytes(unsigned char *dst, const unsigned char *w, int64_t k) {
         _mm256_storeu_si256((__m256i *)(void *)(dst + 2 * i),
                             _mm256_cvtepi8_epi16(load_bytes(w + i, k - i)));
 }
-ALWAYS int32_t start_of(const unsigned char *row, int64_t n) {
-    (void)row, (void)n;
-    return 0;
-}
 #include "compute/cpu/x86/i8_gemm.inc"
 
 const qie_i8_gemm qie_i8_gemm_avx512 = {

@@ -25,23 +25,22 @@ ALWAYS void put_bytes(unsigned char *dst, const unsigned char *w, int64_t k) {
     for (int64_t i = 0; i < k; i += 16)
         _mm_storeu_si128((__m128i *)(void *)(dst + i), load_bytes(w + i, k - i));
 }
-ALWAYS int32_t start_of(const unsigned char *row, int64_t n) {
-    const vi ones = _mm512_set1_epi32(0x01010101);
-    vi sums = vi_zero();
-    int64_t i = 0;
-    for (; i + 64 <= n; i += 64)
-        sums = _mm512_dpbusd_epi32(sums, ones, vi_load(row + i));
-    if (i < n)
-        sums = _mm512_dpbusd_epi32(
-            sums, ones,
-            _mm512_maskz_loadu_epi8((__mmask64)((UINT64_C(1) << (n - i)) - 1), row + i));
-    int32_t lanes[VW], sum = 0;
-    vi_store(lanes, sums);
-    for (int j = 0; j < VW; j++)
-        sum += lanes[j];
-    return -128 * sum;
-}
 #include "compute/cpu/x86/i8_gemm.inc"
+
+static void i8_starts_avx512bf16(int32_t *start, const void *units, int vectors, int64_t groups,
+                                 int64_t steps) {
+    const unsigned char *b = units;
+    const vi offset = _mm512_set1_epi32((int32_t)0x80808080);
+    for (int64_t g = 0; g < groups; g++, b += steps * vectors * VW * 4)
+        for (int j = 0; j < vectors; j++, start += VW) {
+            vi sum = vi_zero();
+            for (int64_t i = 0; i < steps; i++)
+                sum = _mm512_dpbusd_epi32(sum, offset, vi_load(b + (i * vectors + j) * VW * 4));
+            vi_store(start, sum);
+            for (int i = 0; i < VW; i++)
+                start[i] = -start[i];
+        }
+}
 
 const qie_i8_gemm qie_i8_gemm_avx512bf16 = {
     .mr = MR,
@@ -51,6 +50,7 @@ const qie_i8_gemm qie_i8_gemm_avx512bf16 = {
     .tile = I8_TILE_TABLE,
     .row_a = i8_row_a_avx512bf16,
     .row_b = i8_row_b_avx512bf16,
+    .starts = i8_starts_avx512bf16,
 };
 #else
 typedef int qie_empty_translation_unit;
