@@ -258,7 +258,6 @@ static qie_status add_module(qie_lora *l, const entry *e, size_t n, qie_error *e
         QIE_FAIL_IF(!read_alpha(alpha, &v), QIE_E_INVALID, err, "lora",
                     "LoRA '%s': '%s' is not one finite number", l->name, alpha->name);
         m->scale = v / (double)m->rank;
-        QIE_TRY(scale_as_diffusers(m, err));
     }
     if (l->n_modules == 1 || m->rank < l->min_rank)
         l->min_rank = m->rank;
@@ -476,7 +475,8 @@ static char *name_of(const char *path) {
     return strndup(from, ends_with(from, n, ".safetensors", &rest) ? rest : n);
 }
 
-static qie_status read_all(qie_weights *file, const char *path, qie_lora **out, qie_error *err) {
+static qie_status read_all(qie_weights *file, const char *path, bool to_use, qie_lora **out,
+                           qie_error *err) {
     qie_status st;
     qie_lora *l = calloc(1, sizeof *l);
     if (l) {
@@ -489,6 +489,8 @@ static qie_status read_all(qie_weights *file, const char *path, qie_lora **out, 
         goto fail;
     }
     QIE_TRY_GOTO(group(l, err));
+    for (size_t i = 0; to_use && i < l->n_modules; i++)
+        QIE_TRY_GOTO(scale_as_diffusers(&l->modules[i], err));
     QIE_TRY_GOTO(apply_adapter_metadata(l, err));
     find_preset(l);
     *out = l;
@@ -508,7 +510,7 @@ qie_status qie_lora_open(const char *path, qie_lora **out, qie_error *err) {
     qie_weights *file;
     *out = NULL;
     QIE_TRY(blame_lora(qie_weights_open_file(path, &file, err), err));
-    return read_all(file, path, out, err);
+    return read_all(file, path, true, out, err);
 }
 
 qie_status qie_lora_open_bytes(const void *data, size_t n, const char *label, qie_lora **out,
@@ -516,7 +518,19 @@ qie_status qie_lora_open_bytes(const void *data, size_t n, const char *label, qi
     qie_weights *file;
     *out = NULL;
     QIE_TRY(blame_lora(qie_weights_open_bytes(data, n, label, &file, err), err));
-    return read_all(file, label, out, err);
+    return read_all(file, label, true, out, err);
+}
+
+qie_preset qie_lora_preset(const char *path) {
+    qie_weights *file;
+    qie_lora *l = NULL;
+    qie_preset p = {0};
+    if (qie_weights_open_file(path, &file, NULL) == QIE_OK)
+        read_all(file, path, false, &l, NULL);
+    if (l)
+        p = l->preset;
+    qie_lora_close(l);
+    return p;
 }
 
 void qie_lora_close(qie_lora *l) {

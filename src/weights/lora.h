@@ -42,7 +42,10 @@ typedef struct qie_lora {
  * safetensors file), QIE_E_INVALID (not a LoRA, half a pair, shapes that do not fit together, an
  * adapter of another kind). *out is NULL on failure. */
 qie_status qie_lora_open(const char *path, qie_lora **out, qie_error *err);
-/* The same from memory, borrowed; for tests. */
+/* Only its preset, as qie_lora_open finds it; none if it cannot be opened. Of the matrices nothing
+ * is read. */
+qie_preset qie_lora_preset(const char *path);
+/* The same as qie_lora_open from memory, borrowed; for tests. */
 qie_status qie_lora_open_bytes(const void *data, size_t n, const char *label, qie_lora **out,
                                qie_error *err);
 void qie_lora_close(qie_lora *l);

@@ -32,3 +32,17 @@ def lora(path, seed, rank=4, size=0.05, layers=("attn.to_q", "attn.to_v", "attn.
             tensors[name + "A.weight"] = (rank, inner), [rng.gauss(0, size) for _ in range(rank * inner)]
             tensors[name + "B.weight"] = (inner, rank), [rng.gauss(0, size) for _ in range(rank * inner)]
     write(path, tensors, metadata)
+
+
+def lightning_shaped(path, inner=INNER, blocks=BLOCKS):
+    """As the released Lightning LoRAs are: plain names, rank 64, alpha 8, twelve layers of each block; of small numbers."""
+    tensors = {}
+    for b in range(blocks):
+        for layer in ("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0", "attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj",
+                      "attn.to_add_out", "img_mlp.net.0.proj", "img_mlp.net.2", "txt_mlp.net.0.proj", "txt_mlp.net.2"):
+            n, k = {"net.0.proj": (4, 1), "net.2": (1, 4)}.get(layer.split("_mlp.")[-1], (1, 1))
+            name = f"transformer_blocks.{b}.{layer}."
+            tensors[name + "lora_down.weight"] = (64, k * inner), [0.001] * (64 * k * inner)
+            tensors[name + "lora_up.weight"] = (n * inner, 64), [0.001] * (64 * n * inner)
+            tensors[name + "alpha"] = (), [8.0]
+    write(path, tensors)

@@ -24,6 +24,8 @@ def fill(folder):
     lora_files.lora(os.path.join(folder, "two.safetensors"), 2, prefix="diffusion_model.")
     lora_files.lora(os.path.join(folder, "a:b.safetensors"), 3)
     lora_files.lora(os.path.join(folder, "Test-Lightning-8steps.safetensors"), 4, size=0.02)
+    lora_files.lora(os.path.join(folder, "distilled.safetensors"), 4, size=0.02, metadata={"title": "Some Lightning, 6 steps"})
+    lora_files.lightning_shaped(os.path.join(folder, "fast.safetensors"))
     lora_files.lora(os.path.join(folder, "wrong shape.safetensors"), 5, inner=64)
     lora_files.lora(os.path.join(folder, "other model.safetensors"), 6, blocks=9)
     whole = open(os.path.join(folder, "one.safetensors"), "rb").read()
@@ -182,6 +184,13 @@ def case_lightning(s, folder):
     assert code == 200 and r["num_inference_steps"] == 8 and r["cfg"] is False, r
     listed = {x["name"]: x for x in s.call("GET", "/v1/models")[1]["data"][0]["loras"]}
     assert listed["Test-Lightning-8steps"]["num_inference_steps"] == 8 and "num_inference_steps" not in listed["one"]
+    # By metadata and by shape: what is said before the edit is what the edit does.
+    for name, steps, how in (("distilled", 6, "metadata"), ("fast", 8, "shape")):
+        r = edit(s, name)
+        assert (r["num_inference_steps"], r["cfg"]) == (steps, False) and any(how in w for w in r["warnings"]), (name, r)
+        assert listed[name]["num_inference_steps"] == steps and listed[name]["true_cfg_scale"] == 1, listed[name]
+        code, r = s.call("POST", "/edit", {**EDIT, "lora": name, "dry_run": True})
+        assert code == 200 and (r["num_inference_steps"], r["cfg"]) == (steps, False), (name, r)
 
 
 def case_cache(s, folder):

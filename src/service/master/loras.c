@@ -11,7 +11,7 @@
 
 #include "base/error.h"
 #include "base/strbuf.h"
-#include "plan/preset.h"
+#include "hub/lora_preset.h"
 
 #define MAX_WEIGHT 100.0 /* as qie_lora_use */
 #define NAMES_TOLD 500   /* bytes of names in a message */
@@ -196,8 +196,16 @@ qie_status svc_loras_check(const char *dir, const svc_params *p, qie_error *err)
 
 /* ---------------------------------------------------------------- for people */
 
-static int preset_steps(const qie_preset *p) {
-    return p->num_inference_steps ? p->num_inference_steps : QIE_LIGHTNING_STEPS;
+/* What the worker will find in the file. */
+static qie_preset preset_of(const char *dir, const char *name) {
+    char *path = svc_lora_path(dir, name);
+    qie_preset p = {0};
+    if (path)
+        p = qie_hub_lora_preset(path);
+    free(path);
+    if (p.lightning && !p.num_inference_steps)
+        p.num_inference_steps = QIE_LIGHTNING_STEPS;
+    return p;
 }
 
 qie_json *svc_loras_json(const char *dir) {
@@ -207,11 +215,11 @@ qie_json *svc_loras_json(const char *dir) {
         list.n = 0;
     for (size_t i = 0; i < list.n; i++) {
         qie_json *o = qie_json_new_object();
-        qie_preset preset = qie_preset_from_name(list.files[i].name);
+        qie_preset preset = preset_of(dir, list.files[i].name);
         qie_json_put(o, "name", qie_json_new_string(list.files[i].name));
         qie_json_put(o, "bytes", qie_json_new_int(list.files[i].n_bytes));
         if (preset.lightning) {
-            qie_json_put(o, "num_inference_steps", qie_json_new_int(preset_steps(&preset)));
+            qie_json_put(o, "num_inference_steps", qie_json_new_int(preset.num_inference_steps));
             qie_json_put(o, "true_cfg_scale", qie_json_new_double(1));
         }
         qie_json_push(out, o);
@@ -220,12 +228,14 @@ qie_json *svc_loras_json(const char *dir) {
     return out;
 }
 
-void svc_loras_defaults(const svc_params *p, int *steps, double *true_cfg_scale) {
-    for (int i = 0; i < p->n_loras; i++) {
-        qie_preset preset = qie_preset_from_name(p->loras[i].name);
-        if (!preset.lightning || p->loras[i].weight == 0)
+void svc_loras_defaults(const char *dir, const svc_params *p, int *steps, double *true_cfg_scale) {
+    for (int i = 0; dir && i < p->n_loras; i++) {
+        qie_preset preset = {0};
+        if (p->loras[i].weight != 0)
+            preset = preset_of(dir, p->loras[i].name);
+        if (!preset.lightning)
             continue;
-        *steps = preset_steps(&preset);
+        *steps = preset.num_inference_steps;
         *true_cfg_scale = 1;
         return;
     }

@@ -38,11 +38,11 @@ qie_status svc_loras_add_json(svc_params *p, const qie_json *v, qie_error *err);
  * "lora", with the names that there are. */
 qie_status svc_loras_check(const char *dir, const svc_params *p, qie_error *err);
 
-/* [{"name", "bytes"}], and for one called Lightning the settings that it brings; an empty array
- * when dir is NULL or cannot be read. */
+/* [{"name", "bytes"}], and for a Lightning one the settings that it brings; an empty array when dir
+ * is NULL or cannot be read. */
 qie_json *svc_loras_json(const char *dir);
-/* Steps and guidance of an edit that names neither, as far as names tell: those of the first
- * Lightning LoRA of the request, else the ones given. */
-void svc_loras_defaults(const svc_params *p, int *steps, double *true_cfg_scale);
+/* Steps and guidance of an edit that names neither: those of the first Lightning LoRA of the
+ * request (by metadata, name or shape, as the worker finds them), else the ones given. */
+void svc_loras_defaults(const char *dir, const svc_params *p, int *steps, double *true_cfg_scale);
 
 #endif

@@ -665,12 +665,12 @@ static void check_and_store(svc_task *t) {
     }
 }
 
-/* Steps and guidance as far as the master can tell: what the request leaves out is a Lightning
- * LoRA's by its name, else the model's. */
-static int steps_of(const svc_model_info *model, const svc_params *p, double *true_cfg_scale) {
-    int steps = model->num_inference_steps;
-    *true_cfg_scale = model->true_cfg_scale;
-    svc_loras_defaults(p, &steps, true_cfg_scale);
+/* Steps and guidance as the worker will take them: what the request leaves out is a Lightning
+ * LoRA's, else the model's. */
+static int steps_of(const svc_master *m, const svc_params *p, double *true_cfg_scale) {
+    int steps = m->model.num_inference_steps;
+    *true_cfg_scale = m->model.true_cfg_scale;
+    svc_loras_defaults(m->o.lora_dir, p, &steps, true_cfg_scale);
     if (p->true_cfg_scale >= 0)
         *true_cfg_scale = p->true_cfg_scale;
     return p->num_inference_steps ? p->num_inference_steps : steps;
@@ -700,7 +700,7 @@ static qie_status check_plan(submission *s, qie_error *err) {
     const qie_size_plan *sizes = &s->sizes;
     qie_memory_plan *plan = &s->memory;
     double cfg;
-    int steps = steps_of(model, p, &cfg);
+    int steps = steps_of(s->master, p, &cfg);
     int64_t text =
         64 + (int64_t)strlen(s->request.prompt) / 8; /* a lower bound: the worker counts */
     qie_memory_request q = {
@@ -732,7 +732,7 @@ static void reply_plan(submission *s) {
     const svc_master *m = s->master;
     const svc_params *p = &s->request.params;
     double cfg;
-    int steps = steps_of(&m->model, p, &cfg);
+    int steps = steps_of(m, p, &cfg);
     qie_json *o = qie_json_new_object();
     qie_json_put(o, "dry_run", qie_json_new_bool(true));
     qie_json_put(o, "model", qie_json_new_string(m->model.name));
