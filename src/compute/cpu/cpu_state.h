@@ -18,8 +18,8 @@ enum {
 
 typedef struct qie_cpu_state {
     const qie_kernels *kernels;
-    const qie_gemm *bf16; /* NULL: bf16 is widened and takes the float kernels */
-    qie_gemm amx;         /* what bf16 points to at that level */
+    const qie_gemm *bf16;              /* NULL: bf16 is widened and takes the float kernels */
+    qie_gemm amx;                      /* what bf16 points to at that level */
     const qie_i8_gemm *i8, *i8_groups; /* for one group a block; for many */
     size_t shared_bytes, thread_bytes;
     int64_t max_int8_k;
