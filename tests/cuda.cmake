@@ -2,7 +2,7 @@
 # same kernels, compiled as C++ and run on the CPU. Included at the end of CMakeLists.txt.
 set(cuda_dir ${CMAKE_SOURCE_DIR}/src/compute/cuda)
 set(cuda_host ${cuda_dir}/cu_memory.cpp ${cuda_dir}/cu_weights.cpp ${cuda_dir}/cu_ops.cpp ${cuda_dir}/cu_plugin.cpp
-    ${cuda_dir}/cu_profile.cpp)
+    ${cuda_dir}/cu_profile.cpp ${cuda_dir}/cu_repeat.cpp)
 set(cuda_kernels ${cuda_dir}/kernels_rows.cu ${cuda_dir}/kernels_elements.cu ${cuda_dir}/kernels_attention.cu
     ${cuda_dir}/kernels_conv.cu)
 # What a plugin needs of the layers below: it gets nothing from the program but structs.
@@ -44,7 +44,7 @@ if(QIE_TESTS AND (NOT QIE_SANITIZE OR QIE_CUDA_SANITIZED))
   target_link_libraries(test_cuda_engine PRIVATE qie_static)
   add_dependencies(test_cuda_engine qie_cuda_double)
   add_test(NAME test_cuda_engine COMMAND test_cuda_engine WORKING_DIRECTORY ${CMAKE_SOURCE_DIR})
-  set_tests_properties(test_cuda_engine PROPERTIES TIMEOUT 600)
+  set_tests_properties(test_cuda_engine PROPERTIES TIMEOUT 1500)
   find_package(Python3 COMPONENTS Interpreter)
   if(Python3_FOUND AND TARGET qwen-edit)
     add_test(NAME test_place_agrees COMMAND ${Python3_EXECUTABLE} ${CMAKE_SOURCE_DIR}/tests/api/test_place_agrees.py

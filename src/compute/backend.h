@@ -248,6 +248,8 @@ typedef struct qie_mem_ops {
     /* Waits for all operations before it; dst is undefined after a failure (see check). */
     void (*download)(qie_compute *c, void *dst, const void *src, size_t n_bytes);
     void (*zero)(qie_compute *c, void *dst, size_t n_bytes);
+    /* ops.convert on all devices, each with its own data */
+    void (*convert)(qie_compute *c, qie_mat src, qie_mat dst);
     /* What the current device computed here is read on the others from now on. */
     void (*share)(qie_compute *c, const void *data, size_t n_bytes);
     /* Following operations use this group. live: what earlier ones computed and later ones read,
@@ -258,6 +260,17 @@ typedef struct qie_mem_ops {
      * runs elsewhere. in: what it reads; out: what it leaves on the first device. */
     void (*begin_pass)(qie_compute *c, int i_pass, qie_range in);
     void (*end_pass)(qie_compute *c, int i_pass, qie_range out);
+    /* Operations that come again and again with the same arguments, which begin with this group
+     * (as begin_group): key 0 or 1 says which. True: all of them were queued from a recording, and
+     * are not to be called. False: call them, then repeat_end; they may only be noted until then,
+     * so nothing between the two may wait for a device. */
+    bool (*repeat_begin)(qie_compute *c, int key, const qie_weight_group *first,
+                         const qie_range *live, size_t n_live);
+    /* False: they were not queued after all, begin again. keep false: not all of them were called.
+     */
+    bool (*repeat_end)(qie_compute *c, bool keep);
+    /* The arguments will be others. */
+    void (*repeat_forget)(qie_compute *c);
     /* The first failure since the compute was created, if any; never forgotten when a device is
      * lost. Does not wait. */
     qie_status (*check)(qie_compute *c, qie_error *err);

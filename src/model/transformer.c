@@ -182,9 +182,11 @@ struct qie_denoiser {
     float *ref_in;          /* [n_reference, D]: references through img_in */
     float *txt_in[2];       /* [n_text, D]: conditioning through txt_norm and txt_in */
     float *cos[2], *sin[2]; /* [n_text + n_image, head_dim / 2] for each pass */
-    /* modulation of steps mod_first .. mod_first + mod_count - 1, and of t = 0 behind them:
-       per block [rows][6 D] for the image stream, then the text stream; norm_out [rows][2 D] */
-    int mod_first, mod_count, mod_rows;
+    /* modulation of steps mod_first .. mod_first + mod_count - 1, and of t = 0 behind them; in the
+       last two rows that of the step mod_now and of t = 0 once more, where a device's recording of
+       a step finds them: per block [rows][6 D] for the image stream, then the text stream;
+       norm_out [rows][2 D] */
+    int mod_first, mod_count, mod_rows, mod_now;
     float *mod, *mod_out, *temb;
     float *x_img, *x_txt; /* residual streams, F32 */
     qie_mat h, q, k, v; /* [max_text + n_image, D]: text rows first; h is also attention's output */
@@ -274,6 +276,7 @@ static qie_status modulate_steps(qie_denoiser *d, const qie_run *run, int first,
     }
     d->mod_first = first;
     d->mod_count = n;
+    d->mod_now = -1;
     return QIE_OK;
 }
 
@@ -292,7 +295,7 @@ static qie_status alloc_buffers(qie_denoiser *d, const qie_run *run, const qie_c
                                 qie_error *err) {
     const qie_transformer_config *c = &d->t->c;
     int64_t dim = c->inner_dim, n = d->max_text + d->n_image, half = c->attention_head_dim / 2;
-    d->mod_rows = (d->n_steps < QIE_MODULATION_STEPS ? d->n_steps : QIE_MODULATION_STEPS) + 1;
+    d->mod_rows = (d->n_steps < QIE_MODULATION_STEPS ? d->n_steps : QIE_MODULATION_STEPS) + 3;
     void *p;
     QIE_TRY(qie_run_alloc_host(run, sizeof(float) * (size_t)d->n_steps, &p, err));
     d->timesteps = p;
@@ -303,8 +306,8 @@ static qie_status alloc_buffers(qie_denoiser *d, const qie_run *run, const qie_c
         QIE_TRY(alloc_f32(run, (d->n_text[i] + d->n_image) * half, &d->sin[i], err));
     }
     QIE_TRY(alloc_f32(run, (int64_t)c->num_layers * 2 * d->mod_rows * 6 * dim, &d->mod, err));
-    QIE_TRY(alloc_f32(run, (int64_t)d->mod_rows * 2 * dim, &d->mod_out, err));
-    QIE_TRY(alloc_f32(run, (int64_t)d->mod_rows * dim, &d->temb, err));
+    QIE_TRY(alloc_f32(run, (int64_t)(d->mod_rows - 2) * 2 * dim, &d->mod_out, err));
+    QIE_TRY(alloc_f32(run, (int64_t)(d->mod_rows - 2) * dim, &d->temb, err));
     QIE_TRY(alloc_f32(run, d->n_image * dim, &d->x_img, err));
     QIE_TRY(alloc_f32(run, d->max_text * dim, &d->x_txt, err));
     QIE_TRY(qie_run_mat(run, run->act, n, dim, &d->h, err));
@@ -401,8 +404,10 @@ qie_status qie_denoiser_create(qie_transformer *t, const qie_run *run,
     QIE_TRY(alloc_buffers(d, run, in->cache, err));
     memcpy(d->timesteps, in->timesteps, sizeof(float) * (size_t)in->n_steps);
     QIE_TRY(embed_inputs(d, run, in, err));
-    d->mod_first = -1;
+    d->mod_first = d->mod_now = -1;
     d->prefetch = true;
+    if (run->compute->mem)
+        run->compute->mem->repeat_forget(run->compute);
     d->larger_than_memory = t->n_bytes > qie_memory_total();
     *out = d;
     return QIE_OK;
@@ -465,17 +470,22 @@ static void feed_forward(const qie_denoiser *d, const qie_run *run, const stream
     qie_run_linear_gated(run, up, &s->down, m0->gate2, m1->gate2, split, x);
 }
 
+/* Rows of the modulation table. */
+typedef struct mod_rows {
+    int step, zero;
+} mod_rows;
+
 /* One block. `last`: only target rows of the image stream matter from here on, so queries and the
  * second half are computed for them alone. */
-static void run_block(const qie_denoiser *d, const qie_run *run, int i_block, int row, int pass,
-                      bool last) {
+static void run_block(const qie_denoiser *d, const qie_run *run, int i_block, mod_rows rows,
+                      int pass, bool last) {
     const qie_transformer_config *c = &d->t->c;
     const block *b = &d->t->blocks[i_block];
     int64_t n_text = d->n_text[pass], n = n_text + d->n_image;
     int64_t img_rows = last ? d->n_target : d->n_image, txt_rows = last ? 0 : n_text;
-    modulation mi = modulation_of(d, i_block, false, row),
-               mt = modulation_of(d, i_block, true, row);
-    modulation mr = c->zero_cond_t ? modulation_of(d, i_block, false, d->mod_count) : mi;
+    modulation mi = modulation_of(d, i_block, false, rows.step),
+               mt = modulation_of(d, i_block, true, rows.step);
+    modulation mr = c->zero_cond_t ? modulation_of(d, i_block, false, rows.zero) : mi;
     qie_mat xi = qie_mat_make(d->x_img, QIE_F32, d->n_image, c->inner_dim);
     qie_mat xt = qie_mat_make(d->x_txt, QIE_F32, n_text, c->inner_dim);
     norm_modulate(run, xi, mi.shift1, mi.scale1, mr.shift1, mr.scale1, d->n_target,
@@ -523,6 +533,66 @@ static bool wants_last(const qie_denoiser *d, const qie_run *run) {
     return qie_observer_wants(run->observer, a) || qie_observer_wants(run->observer, b);
 }
 
+/* Blocks from `first` to the end. */
+typedef struct stretch {
+    int pass, first;
+    mod_rows rows;
+    bool observing, whole;
+    qie_range live[2]; /* what one block leaves for the next */
+} stretch;
+
+static qie_status run_one(const qie_denoiser *d, const qie_run *run, const stretch *s, int b,
+                          qie_error *err) {
+    const qie_transformer *t = d->t;
+    int n = t->c.num_layers;
+    QIE_TRY(qie_run_check(run, err));
+    if (d->prefetch)
+        prefetch_block(d, b + 1);
+    qie_run_group(run, &t->blocks[b].rest, &t->blocks[(b + 1) % n].rest, 2, s->live);
+    run_block(d, run, b, s->rows, s->pass, b == n - 1 && !s->whole);
+    if (s->observing)
+        observe_block(d, run, b, s->pass);
+    return QIE_OK;
+}
+
+static qie_status run_stretch(const qie_denoiser *d, const qie_run *run, const stretch *s,
+                              qie_error *err) {
+    for (int b = s->first; b < d->t->c.num_layers; b++)
+        QIE_TRY(run_one(d, run, s, b, err));
+    return QIE_OK;
+}
+
+/* The same on a device, which may have a recording of it from another step. */
+static qie_status repeat_stretch(const qie_denoiser *d, const qie_run *run, const stretch *s,
+                                 qie_error *err) {
+    const qie_mem_ops *mem = run->compute->mem;
+    qie_status st = qie_run_check(run, err);
+    bool done = st != QIE_OK;
+    while (!done &&
+           !mem->repeat_begin(run->compute, s->pass, &d->t->blocks[s->first].rest, s->live, 2)) {
+        st = run_stretch(d, run, s, err);
+        done = mem->repeat_end(run->compute, st == QIE_OK);
+    }
+    return st;
+}
+
+/* What a recording reads has to be in one place whatever the step is. */
+static mod_rows rows_in_place(qie_denoiser *d, const qie_run *run, int i_step) {
+    mod_rows from = {i_step - d->mod_first, d->mod_count};
+    mod_rows to = {d->mod_rows - 2, d->mod_rows - 1};
+    int64_t width = 6 * d->t->c.inner_dim;
+    qie_mat table = {d->mod, QIE_F32, 2 * (int64_t)d->t->c.num_layers, width, d->mod_rows * width};
+    const int moves[2][2] = {{from.step, to.step}, {from.zero, to.zero}};
+    for (int i = 0; i < 2 && d->mod_now != i_step; i++) {
+        qie_mat src = table, dst = table;
+        src.data = d->mod + moves[i][0] * width;
+        dst.data = d->mod + moves[i][1] * width;
+        run->compute->mem->convert(run->compute, src, dst);
+    }
+    d->mod_now = i_step;
+    return to;
+}
+
 qie_status qie_denoiser_forward(qie_denoiser *d, const qie_run *run, int i_step, int i_pass,
                                 const float *latents, float *velocity, qie_error *err) {
     const qie_transformer *t = d->t;
@@ -532,6 +602,14 @@ qie_status qie_denoiser_forward(qie_denoiser *d, const qie_run *run, int i_step,
     int row = i_step - d->mod_first;
     qie_mat x = qie_mat_make((void *)(uintptr_t)latents, QIE_F32, d->n_target, t->c.in_channels);
     const qie_ops *ops = &run->compute->ops;
+    stretch s = {.pass = i_pass, .rows = {row, d->mod_count}};
+    s.observing = run->observer && i_step == 0 && i_pass == 0;
+    s.whole = s.observing && wants_last(d, run);
+    s.live[0] = (qie_range){d->x_img, sizeof(float) * (size_t)(d->n_image * dim)};
+    s.live[1] = (qie_range){d->x_txt, sizeof(float) * (size_t)(d->n_text[i_pass] * dim)};
+    bool repeats = run->compute->mem && !s.observing, skip = false;
+    if (repeats)
+        s.rows = rows_in_place(d, run, i_step);
     qie_run_group(run, &t->fixed, &t->blocks[0].rest, 0, NULL);
     qie_run_linear(run, x, &t->img_in, QIE_ACT_NONE, QIE_STORE_SET,
                    qie_mat_make(d->x_img, QIE_F32, d->n_target, dim));
@@ -539,29 +617,19 @@ qie_status qie_denoiser_forward(qie_denoiser *d, const qie_run *run, int i_step,
               sizeof(float) * (size_t)((d->n_image - d->n_target) * dim));
     ops->copy(run->compute, d->x_txt, d->txt_in[i_pass],
               sizeof(float) * (size_t)(d->n_text[i_pass] * dim));
-    /* What one block leaves for the next. */
-    const qie_range live[2] = {{d->x_img, sizeof(float) * (size_t)(d->n_image * dim)},
-                               {d->x_txt, sizeof(float) * (size_t)(d->n_text[i_pass] * dim)}};
-    bool observing = run->observer && i_step == 0 && i_pass == 0,
-         whole = observing && wants_last(d, run), skip = false;
     d->n_forwards++;
-    if (d->caching)
+    if (d->caching) { /* the first block alone decides about the others */
         qie_step_cache_before(&d->cache, run, i_step, i_pass, d->x_img);
-    for (int b = 0; b < t->c.num_layers && !skip; b++) {
-        QIE_TRY(qie_run_check(run, err));
-        if (d->prefetch)
-            prefetch_block(d, b + 1);
-        qie_run_group(run, &t->blocks[b].rest, &t->blocks[(b + 1) % t->c.num_layers].rest, 2, live);
-        run_block(d, run, b, row, i_pass, b == t->c.num_layers - 1 && !whole);
-        if (observing)
-            observe_block(d, run, b, i_pass);
-        if (d->caching && b == 0)
-            QIE_TRY(qie_step_cache_decide(&d->cache, run, i_step, i_pass, d->x_img, &skip, err));
+        QIE_TRY(run_one(d, run, &s, 0, err));
+        QIE_TRY(qie_step_cache_decide(&d->cache, run, i_step, i_pass, d->x_img, &skip, err));
+        s.first = 1;
     }
+    if (!skip && s.first < t->c.num_layers)
+        QIE_TRY(repeats ? repeat_stretch(d, run, &s, err) : run_stretch(d, run, &s, err));
     if (d->caching && !skip)
         qie_step_cache_keep(&d->cache, run, i_pass, d->x_img);
     d->prefetch = d->larger_than_memory;
-    qie_run_group(run, &t->fixed, &t->blocks[0].rest, 1, live);
+    qie_run_group(run, &t->fixed, &t->blocks[0].rest, 1, s.live);
     const float *m = d->mod_out + (int64_t)row * 2 * dim; /* scale, then shift: unlike the blocks */
     /* the output layer in f32: 64 columns; d->hidden is free and large enough (4 D of at least 2
      * bytes) */
@@ -583,7 +651,7 @@ qie_status qie_denoiser_probe(qie_denoiser *d, const qie_run *run, double *secon
     if (d->mod_first < 0) { /* any numbers do: time does not depend on them */
         qie_run_zero(run, d->mod,
                      sizeof(float) * (size_t)(2 * d->mod_rows * 6 * d->t->c.inner_dim));
-        d->mod_count = d->mod_rows - 1;
+        d->mod_count = d->mod_rows - 3;
     }
     qie_run_zero(run, d->x_img, sizeof(float) * (size_t)(d->n_image * d->t->c.inner_dim));
     qie_run_zero(run, d->x_txt, sizeof(float) * (size_t)(d->max_text * d->t->c.inner_dim));
@@ -592,7 +660,7 @@ qie_status qie_denoiser_probe(qie_denoiser *d, const qie_run *run, double *secon
     for (int i = 0; i < 2; i++) { /* the first one reads the weights from disk */
         QIE_TRY(qie_run_check(run, err));
         double t0 = qie_now_s();
-        run_block(d, run, 0, 0, 0, false);
+        run_block(d, run, 0, (mod_rows){0, d->mod_count}, 0, false);
         float one;
         QIE_TRY(qie_run_fetch(run, &one, d->x_img, sizeof one, err)); /* waits for a device */
         double s = qie_now_s() - t0;

@@ -178,7 +178,7 @@ static double denoise_stage(const qie_memory_request *r, double act) {
         add(&s, ((double)r->n_text[p] + n_image) * half, 4);
         add(&s, ((double)r->n_text[p] + n_image) * half, 4);
     }
-    add(&s, (double)c->num_layers * 2 * rows * 6 * dim, 4);
+    add(&s, (double)c->num_layers * 2 * (rows + 2) * 6 * dim, 4);
     add(&s, rows * 2 * dim, 4);
     add(&s, rows * dim, 4);
     add(&s, n_image * dim, 4);

@@ -1,7 +1,8 @@
 /* The CUDA runtime on the CPU, as unkind as the real one is allowed to be: what is queued runs at
  * once, or not before somebody waits, or at random, as the seed says, held back by the order of its
  * stream and by events alone; the end of a copy is spoiled before it comes. Memory of a device
- * cannot be touched while another one works. */
+ * cannot be touched while another one works. A graph that is launched runs on streams of its own,
+ * one for each that was captured: in any order that the captured events allow. */
 #include "double.h"
 
 #include <dlfcn.h>
@@ -16,8 +17,35 @@
 
 #include "emulate.hpp"
 
+namespace {
+
+struct capture;
+
+/* How much of each stream's work (and [0]: of the host's) comes before something, in any run: which
+ * orders are made twice is told by these, not by what happened to run first. */
+struct order_clock {
+    int64_t upto[64];
+    void join(const order_clock &o) {
+        for (size_t i = 0; i < 64; i++)
+            upto[i] = o.upto[i] > upto[i] ? o.upto[i] : upto[i];
+    }
+    bool covers(const order_clock &o) const {
+        for (size_t i = 0; i < 64; i++)
+            if (o.upto[i] > upto[i])
+                return false;
+        return true;
+    }
+};
+
+} // namespace
+
 struct cu_event_s {
     int64_t recorded, done;
+    order_clock clock;   /* of its last record */
+    int64_t record_call; /* its number; 0: never */
+    capture *in;         /* recorded last while capturing, as its number `at`; NULL: not */
+    bool captured;
+    size_t at;
 };
 
 namespace {
@@ -29,6 +57,29 @@ struct work {
     bool poison; /* not work of the program: spoils the end of the copy behind it */
 };
 
+struct range {
+    const void *p;
+    size_t n;
+    int device;
+};
+
+/* What a captured stream was told, events by number. */
+struct step {
+    std::function<void()> run;
+    int wait, record; /* -1: neither */
+    bool poison;
+};
+struct chain {
+    cu_stream stream; /* captured; later the graph's own */
+    std::vector<step> steps;
+};
+struct capture {
+    std::vector<chain> chains; /* the first one began it */
+    std::vector<range> ranges; /* memory that has to live when it runs */
+    int n_events;
+    bool broken;
+};
+
 struct block {
     unsigned char *p;
     size_t n, mapped;
@@ -37,10 +88,19 @@ struct block {
 
 cu_double_options options;
 cu_double_stats stats;
-bool configured, lost;
+bool configured, lost, failed_launch;
 std::vector<block> blocks;
 std::vector<cu_stream> streams;
 std::vector<const void *> sites;
+struct order_call {
+    const void *site;
+    bool implied;        /* of a wait */
+    int64_t record_call; /* that a wait is for; 0: the call is a record */
+};
+std::vector<order_call> orders;
+order_clock host_clock;
+cu_stream favoured, starved; /* see cu_double_options.aim */
+bool all_favoured;
 uint64_t dice;
 int n_streams;   /* made so far */
 int active = -1; /* device whose memory can be touched; -1: all */
@@ -67,6 +127,14 @@ struct cu_stream_s {
     int device, number; /* physical; as the process counts */
     int serial;         /* in order of creation */
     std::deque<work> queue;
+    capture *capturing;
+    order_clock clock, outside; /* while capturing: within the capture; before it */
+};
+
+struct cu_graph_s {
+    capture what;
+    cu_event begin;
+    std::vector<cu_event> events, ends; /* captured; of each chain */
 };
 
 extern "C" cu_double_options cu_double_options_default(void) {
@@ -84,11 +152,31 @@ extern "C" void cu_double_configure(const cu_double_options *o) {
     options = *o;
     memset(&stats, 0, sizeof stats);
     dice = o->seed * 2654435761u + 1;
-    lost = false;
+    lost = failed_launch = false;
     configured = true;
     n_streams = 0;
     sites.clear();
+    orders.clear();
+    host_clock = order_clock();
+    favoured = starved = nullptr;
+    all_favoured = false;
     text[0] = 0;
+}
+
+extern "C" cu_double_order cu_double_order_get(int64_t n) {
+    const order_call &c = orders[(size_t)n - 1];
+    cu_double_order o = {0, c.implied};
+    if (!c.record_call) { /* a record */
+        o.implied = true;
+        for (const order_call &w : orders)
+            if (w.record_call == n && !w.implied)
+                o.implied = false;
+    }
+    Dl_info in;
+    if (dladdr(c.site, &in))
+        o.site_at =
+            (size_t)(static_cast<const char *>(c.site) - static_cast<const char *>(in.dli_fbase));
+    return o;
 }
 
 extern "C" cu_double_stats cu_double_stats_get(void) {
@@ -154,6 +242,10 @@ int dead() {
         snprintf(text, sizeof text, "the device was lost");
         return CU_LOST;
     }
+    if (failed_launch || ++stats.calls == options.fail_call) {
+        snprintf(text, sizeof text, "an injected failure");
+        return CU_FAILED;
+    }
     return CU_OK;
 }
 
@@ -181,6 +273,8 @@ bool blocked(const work &w) {
 }
 
 bool hurried(const cu_stream_s *s) {
+    if (options.aim)
+        return s == favoured || (all_favoured && s != starved);
     switch (options.seed % CU_DOUBLE_POLICIES) {
     case 1: return s->serial % 2 == 1;
     case 2: return s->serial % 2 == 0;
@@ -229,6 +323,8 @@ void pump() {
                 more = true;
         }
     }
+    if (options.aim)
+        return;
     if (options.seed % CU_DOUBLE_POLICIES == 4)
         for (uint64_t n = next_random() % 4; n && !streams.empty(); n--)
             run_head(streams[next_random() % streams.size()]);
@@ -264,26 +360,53 @@ void force(cu_stream s, int depth) {
     pump();
 }
 
-void queue(cu_stream s, std::function<void()> f) {
-    s->queue.push_back(work{std::move(f), nullptr, nullptr, 0, false});
-    pump();
+chain *chain_of(capture *c, cu_stream s) {
+    for (chain &x : c->chains)
+        if (x.stream == s)
+            return &x;
+    return nullptr;
+}
+
+void queue(cu_stream s, std::function<void()> f, bool poison = false) {
+    if (!s->capturing)
+        s->clock.join(host_clock);
+    s->clock.upto[s->serial % 63 + 1]++;
+    if (s->capturing) {
+        chain_of(s->capturing, s)->steps.push_back(step{std::move(f), -1, -1, poison});
+        return;
+    }
+    s->queue.push_back(work{std::move(f), nullptr, nullptr, 0, poison});
+    if (!poison)
+        pump();
+}
+
+/* Memory that work on this stream will touch: live now, and when a graph of it is launched. */
+void touches(cu_stream s, const void *p, size_t n, int device, const char *what) {
+    need(p, n, device, what);
+    if (s->capturing)
+        s->capturing->ranges.push_back(range{p, n, device});
 }
 
 /* A copy in two pieces: its end is spoiled as early as may be (NaN in every floating type), and
  * filled as late as may be. Whoever reads it too early, or still needs what lay there, shows. */
 void queue_copy(cu_stream s, int dst_device, void *dst, size_t n, std::function<void()> f) {
-    s->queue.push_back(work{[=]() {
-                                touchable(dst_device < 0 ? -1 : dst_device);
-                                memset(dst, 0xff, n);
-                            },
-                            nullptr, nullptr, 0, true});
+    queue(
+        s,
+        [=]() {
+            touchable(dst_device < 0 ? -1 : dst_device);
+            memset(dst, 0xff, n);
+        },
+        true);
     queue(s, std::move(f));
 }
 
 void drain() {
-    for (cu_stream s : streams)
+    for (cu_stream s : streams) {
         while (!s->queue.empty())
             force(s, 0);
+        if (!s->capturing)
+            host_clock.join(s->clock);
+    }
     touchable(-1);
 }
 
@@ -300,7 +423,14 @@ bool forgotten(const void *caller) {
                                         static_cast<const char *>(in.dli_fbase));
     }
     stats.sites = (int64_t)sites.size();
+    orders.push_back(order_call{caller, false, 0});
     return ++stats.orders == options.drop || (int64_t)i + 1 == options.drop_site;
+}
+
+/* The call that was just counted waits for this record; does the waiting side know more anyway? */
+void note_wait(int64_t record_call, bool implied) {
+    orders.back().record_call = record_call;
+    orders.back().implied = implied;
 }
 
 int allocate(int device, size_t n, void **out) {
@@ -325,12 +455,22 @@ size_t release(int device, void *p) {
     broken("free of %p, which is no allocation", p);
 }
 
+/* Shows with the next call, or where it was only to be noted, at the end of the capture. */
+void refuse_launch(cu_stream s) {
+    if (s->capturing)
+        s->capturing->broken = true;
+    else
+        failed_launch = true;
+}
+
 } // namespace
 
 void cu_emu_launch(cu_stream s, int64_t gx, int64_t gy, int threads, size_t shared,
                    std::function<void()> body) {
-    if (dead())
+    if (dead()) {
+        refuse_launch(s);
         return;
+    }
     int device = s->device;
     queue(s, [=]() {
         touchable(device);
@@ -340,11 +480,13 @@ void cu_emu_launch(cu_stream s, int64_t gx, int64_t gy, int threads, size_t shar
 
 void cu_double_queue(cu_stream s, std::function<void()> f, const cu_double_range *ranges,
                      int n_ranges) {
-    if (dead())
+    if (dead()) {
+        refuse_launch(s);
         return;
+    }
     int device = s->device;
     for (int i = 0; i < n_ranges; i++)
-        need(ranges[i].data, ranges[i].n, device, "an operand");
+        touches(s, ranges[i].data, ranges[i].n, device, "an operand");
     queue(s, [=]() {
         touchable(device);
         f();
@@ -386,7 +528,129 @@ static int physical(int device) {
     return list[device];
 }
 
+/* The capture that is going on, if any. */
+static capture *current_capture;
+
+static bool alive(const capture *c) {
+    return c && c == current_capture;
+}
+
+/* What a capture does not allow ends it. */
+static int breaks(capture *c, const char *what) {
+    if (alive(c))
+        c->broken = true;
+    snprintf(text, sizeof text, "%s", what);
+    return CU_FAILED;
+}
+
+/* Is everything that was captured over when the stream that began it is? */
+static bool joined(const capture &c) {
+    std::vector<size_t> upto(c.chains.size(), 0);
+    upto[0] = c.chains[0].steps.size();
+    for (bool more = true; more;) {
+        more = false;
+        for (size_t i = 0; i < c.chains.size(); i++)
+            for (size_t k = 0; k < upto[i]; k++)
+                for (size_t j = 0; c.chains[i].steps[k].wait >= 0 && j < c.chains.size(); j++)
+                    for (size_t m = upto[j]; m < c.chains[j].steps.size(); m++)
+                        if (c.chains[j].steps[m].record == c.chains[i].steps[k].wait) {
+                            upto[j] = m + 1;
+                            more = true;
+                        }
+    }
+    for (size_t i = 0; i < c.chains.size(); i++)
+        if (upto[i] < c.chains[i].steps.size())
+            return false;
+    return true;
+}
+
 extern "C" {
+
+int cu_capture_begin(cu_stream s) {
+    if (int rc = dead())
+        return rc;
+    if (current_capture)
+        return cu_fail(CU_FAILED, "a capture within a capture");
+    current_capture = s->capturing = new capture{{chain{s, {}}}, {}, 0, false};
+    s->outside = s->clock;
+    s->clock = order_clock();
+    return CU_OK;
+}
+
+int cu_capture_end(cu_stream s, cu_graph *out) {
+    capture *c = s->capturing;
+    *out = nullptr;
+    if (!c || c->chains[0].stream != s)
+        broken("the end of a capture that this stream did not begin");
+    for (chain &x : c->chains) {
+        x.stream->capturing = nullptr;
+        x.stream->clock = x.stream->outside;
+    }
+    current_capture = nullptr;
+    int rc = dead();
+    stats.graphs++;
+    if (rc == CU_OK && c->broken)
+        rc = CU_FAILED;
+    if (rc == CU_OK && !joined(*c))
+        rc = cu_fail(CU_FAILED, "captured work is not joined");
+    if (rc == CU_OK && stats.graphs == options.fail_capture)
+        rc = cu_fail(CU_OOM, "out of memory");
+    if (rc == CU_OK) {
+        cu_graph g = new cu_graph_s{std::move(*c), nullptr, {}, {}};
+        for (chain &x : g->what.chains) {
+            cu_stream of = x.stream;
+            x.stream = new cu_stream_s{of->device, of->number, of->serial, {}, nullptr, {}, {}};
+            streams.push_back(x.stream);
+            g->ends.push_back(new cu_event_s{0, 0, {}, 0, nullptr, false, 0});
+        }
+        g->begin = new cu_event_s{0, 0, {}, 0, nullptr, false, 0};
+        for (int i = 0; i < g->what.n_events; i++)
+            g->events.push_back(new cu_event_s{0, 0, {}, 0, nullptr, false, 0});
+        *out = g;
+    }
+    delete c;
+    return rc;
+}
+
+int cu_graph_launch(cu_graph g, cu_stream s) {
+    if (int rc = dead())
+        return rc;
+    if (s->capturing)
+        return breaks(s->capturing, "a graph is launched into a capture");
+    for (const range &r : g->what.ranges)
+        need(r.p, r.n, r.device, "an operand of a graph");
+    stats.graph_launches++;
+    s->clock.join(host_clock);
+    s->clock.upto[s->serial % 63 + 1]++;
+    s->queue.push_back(work{nullptr, nullptr, g->begin, ++g->begin->recorded, false});
+    int64_t round = g->begin->recorded; /* of everything in this launch */
+    for (size_t i = 0; i < g->what.chains.size(); i++) {
+        std::deque<work> &q = g->what.chains[i].stream->queue;
+        q.push_back(work{nullptr, g->begin, nullptr, round, false});
+        for (const step &x : g->what.chains[i].steps) {
+            cu_event wait = x.wait >= 0 ? g->events[(size_t)x.wait] : nullptr,
+                     record = x.record >= 0 ? g->events[(size_t)x.record] : nullptr;
+            q.push_back(work{x.run, wait, record, round, x.poison});
+        }
+        q.push_back(work{nullptr, nullptr, g->ends[i], round, false});
+        s->queue.push_back(work{nullptr, g->ends[i], nullptr, round, false});
+    }
+    pump();
+    return CU_OK;
+}
+
+void cu_graph_destroy(cu_graph g) {
+    if (!g)
+        return;
+    for (chain &x : g->what.chains)
+        cu_stream_destroy(x.stream);
+    for (cu_event e : g->events)
+        delete e;
+    for (cu_event e : g->ends)
+        delete e;
+    delete g->begin;
+    delete g;
+}
 
 int cu_count(int *n) {
     int list[CU_DOUBLE_DEVICES];
@@ -468,7 +732,7 @@ int cu_stream_create(int device, cu_stream *out) {
     *out = nullptr;
     if (int rc = dead())
         return rc;
-    *out = new cu_stream_s{physical(device), device, n_streams++, {}};
+    *out = new cu_stream_s{physical(device), device, n_streams++, {}, nullptr, {}, {}};
     streams.push_back(*out);
     return CU_OK;
 }
@@ -483,13 +747,22 @@ void cu_stream_destroy(cu_stream s) {
     delete s;
 }
 
+void *cu_native_stream(cu_stream s) {
+    return s;
+}
+
 int cu_stream_device(cu_stream s) {
     return s->number;
 }
 
 int cu_stream_sync(cu_stream s) {
-    if (forgotten(__builtin_return_address(0)))
+    bool forget = forgotten(__builtin_return_address(0));
+    note_wait(-1, host_clock.covers(s->clock));
+    if (forget)
         return dead();
+    host_clock.join(s->clock);
+    if (s->capturing)
+        return breaks(s->capturing, "a stream is waited for while it is captured");
     while (!s->queue.empty())
         force(s, 0);
     touchable(-1);
@@ -501,7 +774,7 @@ int cu_event_create(int device, cu_event *out) {
     *out = nullptr;
     if (int rc = dead())
         return rc;
-    *out = new cu_event_s{0, 0};
+    *out = new cu_event_s{0, 0, {}, 0, nullptr, false, 0};
     return CU_OK;
 }
 
@@ -515,8 +788,22 @@ void cu_event_destroy(cu_event e) {
 int cu_event_record(cu_event e, cu_stream s) {
     if (int rc = dead())
         return rc;
-    if (forgotten(__builtin_return_address(0)))
+    if (forgotten(__builtin_return_address(0))) {
+        starved = s;
+        all_favoured = true;
         return CU_OK;
+    }
+    if (!s->capturing)
+        s->clock.join(host_clock);
+    e->clock = s->clock;
+    e->record_call = stats.orders;
+    e->in = s->capturing;
+    e->captured = s->capturing != nullptr;
+    if (capture *c = s->capturing) {
+        e->at = (size_t)c->n_events;
+        chain_of(c, s)->steps.push_back(step{nullptr, -1, c->n_events++, false});
+        return CU_OK;
+    }
     s->queue.push_back(work{nullptr, nullptr, e, ++e->recorded, false});
     pump();
     return CU_OK;
@@ -525,8 +812,30 @@ int cu_event_record(cu_event e, cu_stream s) {
 int cu_stream_wait(cu_stream s, cu_event e) {
     if (int rc = dead())
         return rc;
-    if (forgotten(__builtin_return_address(0)))
+    bool forget = forgotten(__builtin_return_address(0));
+    if (e->captured && !s->capturing && alive(e->in)) { /* joins the capture */
+        s->outside = s->clock;
+        s->clock = order_clock();
+    } else if (!s->capturing)
+        s->clock.join(host_clock);
+    note_wait(e->record_call ? e->record_call : -1, s->clock.covers(e->clock));
+    if (forget) {
+        favoured = s;
+        if (e->captured && !s->capturing && alive(e->in))
+            s->clock = s->outside;
         return CU_OK;
+    }
+    s->clock.join(e->clock);
+    if (e->captured || s->capturing) {
+        if (!e->captured || !alive(e->in) || (s->capturing && s->capturing != e->in))
+            return breaks(s->capturing, "a captured stream and one that is not wait for another");
+        if (!s->capturing) {
+            s->capturing = e->in;
+            e->in->chains.push_back(chain{s, {}});
+        }
+        chain_of(e->in, s)->steps.push_back(step{nullptr, (int)e->at, -1, false});
+        return CU_OK;
+    }
     s->queue.push_back(work{nullptr, e, nullptr, e->recorded, false});
     pump();
     return CU_OK;
@@ -534,8 +843,13 @@ int cu_stream_wait(cu_stream s, cu_event e) {
 
 int cu_event_sync(cu_event e) {
     int64_t until = e->recorded;
-    if (forgotten(__builtin_return_address(0)))
+    bool forget = forgotten(__builtin_return_address(0));
+    note_wait(e->record_call ? e->record_call : -1, host_clock.covers(e->clock));
+    if (forget)
         return dead();
+    host_clock.join(e->clock);
+    if (e->captured)
+        return breaks(e->in, "an event of a capture is waited for");
     while (e->done < until) {
         cu_stream owner = nullptr;
         for (cu_stream x : streams)
@@ -550,14 +864,32 @@ int cu_event_sync(cu_event e) {
     return dead();
 }
 
+/* Of bytes that somebody might change before they are copied. */
+static uint64_t digest(const void *p, size_t n) {
+    const unsigned char *c = static_cast<const unsigned char *>(p);
+    uint64_t h = n, w;
+    for (; n >= 8; n -= 8, c += 8) {
+        memcpy(&w, c, 8);
+        h = (h ^ w) * 0x9e3779b97f4a7c15ull;
+        h ^= h >> 29;
+    }
+    for (; n; n--)
+        h = (h ^ *c++) * 0x9e3779b97f4a7c15ull;
+    return h;
+}
+
 int cu_copy_in(cu_stream s, void *dst, const void *src, size_t n) {
     if (int rc = dead())
         return rc;
-    need(dst, n, s->device, "the end of a copy");
-    need(src, n, -1, "the source of a copy");
+    touches(s, dst, n, s->device, "the end of a copy");
+    touches(s, src, n, -1, "the source of a copy");
     stats.copies_in_bytes += (int64_t)n;
     int device = s->device;
+    uint64_t was = digest(src, n);
+    bool once = !s->capturing;
     queue_copy(s, device, dst, n, [=]() {
+        if (once && digest(src, n) != was) /* whether or not this model's picture shows it */
+            broken("the source of a copy of %zu bytes was written before it was copied", n);
         touchable(device);
         memcpy(dst, src, n);
     });
@@ -567,8 +899,8 @@ int cu_copy_in(cu_stream s, void *dst, const void *src, size_t n) {
 int cu_copy_out(cu_stream s, void *dst, const void *src, size_t n) {
     if (int rc = dead())
         return rc;
-    need(src, n, s->device, "the source of a copy");
-    need(dst, n, -1, "the end of a copy");
+    touches(s, src, n, s->device, "the source of a copy");
+    touches(s, dst, n, -1, "the end of a copy");
     int device = s->device;
     queue_copy(s, -1, dst, n, [=]() {
         touchable(device);
@@ -581,8 +913,8 @@ int cu_copy_peer(cu_stream s, int dst_device, void *dst, const void *src, size_t
     if (int rc = dead())
         return rc;
     dst_device = physical(dst_device);
-    need(src, n, s->device, "the source of a copy");
-    need(dst, n, dst_device, "the end of a copy");
+    touches(s, src, n, s->device, "the source of a copy");
+    touches(s, dst, n, dst_device, "the end of a copy");
     stats.copies_peer_bytes += (int64_t)n;
     queue_copy(s, dst_device, dst, n, [=]() {
         touchable(-1);
@@ -594,8 +926,8 @@ int cu_copy_peer(cu_stream s, int dst_device, void *dst, const void *src, size_t
 int cu_copy(cu_stream s, void *dst, const void *src, size_t n) {
     if (int rc = dead())
         return rc;
-    need(src, n, s->device, "the source of a copy");
-    need(dst, n, s->device, "the end of a copy");
+    touches(s, src, n, s->device, "the source of a copy");
+    touches(s, dst, n, s->device, "the end of a copy");
     int device = s->device;
     queue(s, [=]() {
         touchable(device);
@@ -607,7 +939,7 @@ int cu_copy(cu_stream s, void *dst, const void *src, size_t n) {
 int cu_zero(cu_stream s, void *dst, size_t n) {
     if (int rc = dead())
         return rc;
-    need(dst, n, s->device, "the range of a fill");
+    touches(s, dst, n, s->device, "the range of a fill");
     int device = s->device;
     queue(s, [=]() {
         touchable(device);

@@ -5,6 +5,7 @@
 #ifndef TESTS_CUDA_DOUBLE_H
 #define TESTS_CUDA_DOUBLE_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -27,18 +28,33 @@ typedef struct cu_double_options {
     uint64_t seed;
     int64_t fail_alloc; /* the N-th device allocation fails for want of memory, 1 based; 0: none */
     int64_t fail_host;  /* the same for pinned host memory */
+    int64_t fail_call;  /* the N-th call of all fails; a launch's failure shows at the next call */
     int64_t lose_at;    /* the device is lost when the N-th piece of work runs */
     /* Forgotten: the N-th call that makes an order (an event recorded, waited for by a stream or by
      * the host, a stream waited for), or all such calls from the N-th place in the program. */
     int64_t drop, drop_site;
+    /* With drop: from then on, what the forgotten call held back is in a hurry, and what it waited
+     * for runs as late as may be; until then all work is late. */
+    bool aim;
+    int64_t fail_capture; /* the N-th end of a capture fails, as for want of memory */
 } cu_double_options;
 
 typedef struct cu_double_stats {
     int64_t allocs, host_allocs, works, orders, sites, copies_in_bytes, copies_peer_bytes;
+    int64_t calls, graphs, graph_launches;
     size_t live[CU_DOUBLE_DEVICES], peak[CU_DOUBLE_DEVICES], host_live;
     int64_t works_of[CU_DOUBLE_DEVICES];
     size_t site_at[CU_DOUBLE_SITES]; /* address of the place within the object, for addr2line */
 } cu_double_stats;
+
+/* What a call that makes an order is worth, numbered as `drop` counts. */
+typedef struct cu_double_order {
+    size_t site_at; /* as in cu_double_stats */
+    /* The other calls make the same order without it, whatever runs when: a wait for what the
+     * waiting side comes behind anyway, a record that only such waits use. */
+    bool implied;
+} cu_double_order;
+__attribute__((visibility("default"))) cu_double_order cu_double_order_get(int64_t n);
 
 /* Forgets everything of before; nothing may be live. */
 __attribute__((visibility("default"))) void cu_double_configure(const cu_double_options *o);

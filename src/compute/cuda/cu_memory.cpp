@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "compute/cuda/cu_c.hpp"
+#include "compute/cuda/cu_kernels.hpp"
 #include "compute/cuda/cu_state.hpp"
 
 bool cu_good(cu_backend *b, int card, int rc) {
@@ -38,8 +39,12 @@ cu_card *cu_ready(cu_backend *b) {
     return d;
 }
 
-/* A piece of pinned memory that no copy reads any more. */
+/* A piece of pinned memory that no copy reads any more; -1: a failure. */
 static int take_chunk(cu_backend *b) {
+    if (b->noting) { /* a graph would read whatever the piece holds later */
+        cu_good(b, b->current, cu_fail(CU_FAILED, "it needs data of the host"));
+        return -1;
+    }
     int k = b->next_chunk;
     b->next_chunk = (k + 1) % CU_CHUNKS;
     for (int d = 0; d < b->n; d++)
@@ -120,8 +125,7 @@ void *cu_small(cu_backend *b, const void *host, size_t n) {
     return b->failed ? NULL : p;
 }
 
-/* Work of `to` after everything queued on `from` so far. */
-static void after(cu_backend *b, int to, int from) {
+void cu_after(cu_backend *b, int to, int from) {
     cu_card *f = &b->cards[from];
     if (cu_good(b, from, cu_event_record(f->met, f->compute)))
         cu_good(b, to, cu_stream_wait(b->cards[to].compute, f->met));
@@ -132,14 +136,14 @@ static void after(cu_backend *b, int to, int from) {
 static void move(cu_backend *b, int from, int to, const qie_range *r, size_t n, bool wait) {
     if (from == to || !n || b->failed)
         return;
-    after(b, from, to);
+    cu_after(b, from, to);
     for (size_t i = 0; i < n && !b->failed; i++)
         if (r[i].n_bytes)
             cu_good(b, from,
                     cu_copy_peer(b->cards[from].compute, b->cards[to].id, cu_here(b, to, r[i].data),
                                  cu_here(b, from, r[i].data), r[i].n_bytes));
     if (wait)
-        after(b, to, from);
+        cu_after(b, to, from);
 }
 
 static void mem_upload(qie_compute *c, void *dst, const void *src, size_t n) {
@@ -175,6 +179,20 @@ static void mem_zero(qie_compute *c, void *dst, size_t n) {
     for (int d = 0; d < b->n; d++)
         if (b->cards[d].arena)
             cu_good(b, d, cu_zero(b->cards[d].compute, cu_here(b, d, dst), n));
+}
+
+static void mem_convert(qie_compute *c, qie_mat src, qie_mat dst) {
+    cu_backend *b = cu_of(c);
+    if (!cu_ready(b))
+        return;
+    for (int d = 0; d < b->n; d++) {
+        if (!b->cards[d].arena)
+            continue;
+        qie_mat from = src, to = dst;
+        from.data = cu_here(b, d, src.data);
+        to.data = cu_here(b, d, dst.data);
+        cu_k_convert(b->cards[d].compute, from, to);
+    }
 }
 
 static void mem_share(qie_compute *c, const void *data, size_t n) {
@@ -237,6 +255,8 @@ static void mem_end_pass(qie_compute *c, int i_pass, qie_range out) {
 
 static qie_status mem_check(qie_compute *c, qie_error *err) {
     cu_backend *b = cu_of(c);
+    if (b->noting) /* what is wrong with a capture is seen at its end */
+        return QIE_OK;
     switch (b->failed) {
     case CU_OK: return QIE_OK;
     case CU_OOM: return qie_fail(err, QIE_E_NO_MEMORY, "device", "%s", b->why);
@@ -270,10 +290,11 @@ static qie_status mem_plan(qie_compute *c, size_t n, char *out, size_t cap, qie_
     return cu_weights_plan(b, n, out, cap, err);
 }
 
-const qie_mem_ops cu_mem_ops = {mem_reserve,    cu_weights_load, cu_weights_adapt, mem_upload,
-                                mem_download,   mem_zero,        mem_share,        mem_begin_group,
-                                mem_begin_pass, mem_end_pass,    mem_check,        mem_room,
-                                mem_describe,   mem_plan};
+const qie_mem_ops cu_mem_ops = {
+    mem_reserve,  cu_weights_load, cu_weights_adapt, mem_upload,       mem_download,
+    mem_zero,     mem_convert,     mem_share,        mem_begin_group,  mem_begin_pass,
+    mem_end_pass, cu_repeat_begin, cu_repeat_end,    cu_repeat_forget, mem_check,
+    mem_room,     mem_describe,    mem_plan};
 
 int cu_memory_create(cu_backend *b, const qie_compute_limits *limits) {
     (void)limits;

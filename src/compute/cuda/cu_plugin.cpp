@@ -131,7 +131,9 @@ static qie_status create(const qie_device_options *o, const qie_compute_limits *
             return st;
         }
     }
-    const char *random = getenv("QIE_CUDA_RANDOM"), *profile = getenv("QIE_CUDA_PROFILE");
+    const char *random = getenv("QIE_CUDA_RANDOM"), *profile = getenv("QIE_CUDA_PROFILE"),
+               *graphs = getenv("QIE_CUDA_GRAPHS");
+    b->graphs = !graphs || *graphs != '0';
     b->random = random && *random == '1';
     if (profile && *profile)
         cu_profile_create(b, profile);

@@ -266,3 +266,53 @@ int cu_zero(cu_stream s, void *dst, size_t n) {
     int rc = on(s->device);
     return rc == CU_OK ? answer(cudaMemsetAsync(dst, 0, n, s->s)) : rc;
 }
+
+struct cu_graph_s {
+    int device;
+    cudaGraphExec_t g;
+};
+
+/* Relaxed: libraries may load kernels and take memory in the meantime. */
+int cu_capture_begin(cu_stream s) {
+    int rc = on(s->device);
+    rc = launched_or(rc);
+    return rc == CU_OK ? answer(cudaStreamBeginCapture(s->s, cudaStreamCaptureModeRelaxed)) : rc;
+}
+
+int cu_capture_end(cu_stream s, cu_graph *out) {
+    cudaGraph_t graph = NULL;
+    *out = NULL;
+    int rc = on(s->device);
+    if (rc == CU_OK)
+        rc = launched_or(answer(cudaStreamEndCapture(s->s, &graph)));
+    pending = CU_OK; /* launches that were only to be noted */
+    cu_graph g = rc == CU_OK ? (cu_graph)calloc(1, sizeof *g) : NULL;
+    if (rc == CU_OK && !g)
+        rc = cu_fail(CU_OOM, "out of host memory");
+    if (rc == CU_OK) {
+        g->device = s->device;
+        rc = answer(cudaGraphInstantiate(&g->g, graph, 0));
+    }
+    if (graph)
+        cudaGraphDestroy(graph);
+    if (rc != CU_OK) {
+        free(g);
+        g = NULL;
+    }
+    *out = g;
+    return rc;
+}
+
+int cu_graph_launch(cu_graph g, cu_stream s) {
+    int rc = on(s->device);
+    return launched_or(rc == CU_OK ? answer(cudaGraphLaunch(g->g, s->s)) : rc);
+}
+
+/* One that is running is given back when it has ended. */
+void cu_graph_destroy(cu_graph g) {
+    if (!g)
+        return;
+    if (on(g->device) == CU_OK)
+        cudaGraphExecDestroy(g->g);
+    free(g);
+}

@@ -18,6 +18,7 @@ enum { CU_OK = 0, CU_OOM, CU_LOST, CU_ARCH, CU_DRIVER, CU_FAILED };
 
 typedef struct cu_stream_s *cu_stream;
 typedef struct cu_event_s *cu_event;
+typedef struct cu_graph_s *cu_graph;
 
 typedef struct cu_device_info {
     char uuid[48]; /* "GPU-..." */
@@ -58,6 +59,15 @@ int cu_copy_peer(cu_stream s, int dst_device, void *dst, const void *src, size_t
 /* Within the stream's device. */
 int cu_copy(cu_stream s, void *dst, const void *src, size_t n);
 int cu_zero(cu_stream s, void *dst, size_t n);
+
+/* Between these two, what is queued on s, and on streams that wait for events of it, is noted and
+ * not run; at the end all of them have to be waited for by s. Waiting for any of this in between is
+ * an error. After a failure nothing was queued, and the streams are as before. */
+int cu_capture_begin(cu_stream s);
+int cu_capture_end(cu_stream s, cu_graph *out);
+/* Queue all of it on s, with the addresses that were noted. */
+int cu_graph_launch(cu_graph g, cu_stream s);
+void cu_graph_destroy(cu_graph g);
 
 /* What the last failure of this process was, in the runtime's words. */
 const char *cu_text(void);

@@ -61,6 +61,16 @@ typedef struct cu_span { /* where a host pointer's copy is */
     size_t offset;
 } cu_span;
 
+/* Work that comes back: cu_repeat.cpp. */
+typedef struct cu_repeat {
+    int times;      /* it was begun */
+    cu_graph graph; /* NULL: not captured */
+    int origin;     /* card whose stream it begins and ends on */
+    int end;        /* card that operations run on afterwards */
+    cu_group *active;
+    bool on[CU_DEVICES];
+} cu_repeat;
+
 typedef struct cu_backend {
     qie_compute compute; /* first: the object that the caller holds */
     qie_device_options options;
@@ -99,6 +109,9 @@ typedef struct cu_backend {
     /* results of guidance passes on their way to the first card */
     cu_event arriving[QIE_ASSIGN_LANES][CU_DEVICES]; /* by the card they come from */
     int arriving_from[QIE_ASSIGN_LANES];             /* card; 0: nothing is */
+    bool graphs;                                     /* are made; QIE_CUDA_GRAPHS=0: not */
+    cu_repeat repeats[QIE_ASSIGN_LANES];
+    cu_repeat *noting; /* being captured; NULL: operations run */
     /* for measurements, from the environment: QIE_CUDA_RANDOM=1, QIE_CUDA_PROFILE=FILE */
     bool random;
     struct cu_profile *profile; /* NULL: operations run as they come */
@@ -130,6 +143,15 @@ void cu_send_rows(cu_backend *b, void *dst, const void *table, size_t row, const
 void cu_receive(cu_backend *b, void *dst, const void *src, size_t n);
 /* Before every operation: the card's stream, after what has to come first. NULL: failed before. */
 cu_card *cu_ready(cu_backend *b);
+
+/* Work of `to` after everything queued on `from` so far. */
+void cu_after(cu_backend *b, int to, int from);
+
+/* cu_repeat.cpp: see qie_mem_ops */
+bool cu_repeat_begin(qie_compute *c, int key, const qie_weight_group *first, const qie_range *live,
+                     size_t n_live);
+bool cu_repeat_end(qie_compute *c, bool keep);
+void cu_repeat_forget(qie_compute *c);
 
 /* cu_weights.cpp */
 qie_status cu_weights_load(qie_compute *c, qie_weight_group *const *groups, size_t n,

@@ -47,6 +47,7 @@ qie_status cu_weights_load(qie_compute *c, qie_weight_group *const *groups, size
 }
 
 void cu_weights_unplace(cu_backend *b) {
+    cu_repeat_forget(&b->compute);
     for (int d = 0; d < b->n; d++) {
         cu_card *x = &b->cards[d];
         cu_free(x->id, x->arena);
