@@ -26,11 +26,19 @@ if(QIE_TESTS AND (NOT QIE_SANITIZE OR QIE_CUDA_SANITIZED))
     target_link_options(qie_cuda_double PRIVATE -Wl,--no-undefined)
   endif()
 
+  # What stands in for libcudnn.so.9 in tests.
+  add_library(fake_cudnn MODULE tests/cuda/fake_cudnn.cpp)
+  target_compile_options(fake_cudnn PRIVATE -O2 -Wall -Wextra)
+  set_target_properties(fake_cudnn PROPERTIES PREFIX "" CXX_VISIBILITY_PRESET hidden LIBRARY_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/tests)
+
   # Programs that hold the double in themselves: kernels against plain C, the double's own promises.
   foreach(name test_cuda_kernels)
-    add_executable(${name} tests/cuda/${name}.cpp ${cuda_kernels} tests/cuda/double.cpp tests/cuda/emulate.cpp)
+    add_executable(${name} tests/cuda/${name}.cpp ${cuda_kernels} ${cuda_dir}/cu_cudnn.cpp tests/cuda/double.cpp
+                   tests/cuda/emulate.cpp)
     target_include_directories(${name} PRIVATE tests/cuda tests/lib)
     target_compile_options(${name} PRIVATE -O2 -Wall -Wextra -Wno-unknown-pragmas)
+    target_compile_definitions(${name} PRIVATE FAKE_CUDNN="$<TARGET_FILE:fake_cudnn>")
+    add_dependencies(${name} fake_cudnn)
     set_target_properties(${name} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/tests)
     target_link_libraries(${name} PRIVATE qie_static)
     add_test(NAME ${name} COMMAND ${name} WORKING_DIRECTORY ${CMAKE_SOURCE_DIR})
@@ -93,7 +101,7 @@ if(nvcc_version VERSION_GREATER_EQUAL 12.8 AND QIE_CUDA_INCLUDE AND QIE_CUBLASLT
                        DEPENDS ${src} ${cuda_headers} ${CMAKE_SOURCE_DIR}/src/compute/backend.h COMMENT "CUDA ${name}")
     list(APPEND cuda_objects ${object})
   endforeach()
-  add_library(qie_cuda MODULE ${cuda_host} ${cuda_dir}/cu_rt.cpp ${cuda_dir}/cu_libs.cpp ${cuda_below} ${cuda_objects})
+  add_library(qie_cuda MODULE ${cuda_host} ${cuda_dir}/cu_rt.cpp ${cuda_dir}/cu_libs.cpp ${cuda_dir}/cu_cudnn.cpp ${cuda_below} ${cuda_objects})
   target_include_directories(qie_cuda PRIVATE include src)
   target_include_directories(qie_cuda SYSTEM PRIVATE ${QIE_CUDA_INCLUDE})
   target_compile_options(qie_cuda PRIVATE -Wall -Wextra $<$<BOOL:${QIE_WERROR}>:-Werror>)

@@ -1,6 +1,7 @@
 /* Every kernel of ours, run thread by thread on the CPU, against the plain C of its operation: odd
  * sizes, rows that are no multiple of a tile, all types. Bounds: F32 results differ by the order of
  * sums only; BF16 ones by one rounding of the result and, in attention, of the weights. */
+#include <dlfcn.h>
 #include <stdlib.h>
 
 #include <functional>
@@ -12,8 +13,10 @@ extern "C" {
 #include "compute/cpu/ref.h"
 }
 #include "compute/cuda/cu_blocks.hpp"
+#include "compute/cuda/cu_cudnn.hpp"
 #include "compute/cuda/cu_kernels.hpp"
 #include "double.h"
+#include "fake_cudnn.h"
 
 static const double F32 = 1e-11, B16 = 1e-5; /* NMSE; bf16: 2^-9 relative, squared, with room */
 
@@ -531,6 +534,144 @@ QTEST(test_cuda_kernels_fp8_equals_its_definition) {
         float a = cu_e4m3_to_f32((unsigned char)i), b = cu_e4m3_to_f32((unsigned char)(i + 1));
         ASSERT_INT(cu_f32_to_e4m3((a + b) / 2), i & 1 ? i + 1 : i);
     }
+}
+
+/* ------------------------------------------------------------------ cuDNN */
+
+/* Memory of a device of the double, freed at the end. */
+struct device_memory {
+    void *p;
+    explicit device_memory(size_t n) {
+        if (cu_malloc(0, n, &p) != CU_OK)
+            abort();
+    }
+    ~device_memory() {
+        cu_free(0, p);
+    }
+};
+
+static fake_cudnn_control *fake() {
+    void *lib = dlopen(FAKE_CUDNN, RTLD_NOW | RTLD_LOCAL);
+    void *p = lib ? dlsym(lib, "fake_cudnn") : NULL;
+    if (!p)
+        abort();
+    fake_cudnn_control *f = (fake_cudnn_control *)p;
+    f->fault = FAKE_CUDNN_NONE;
+    f->live = f->plans = f->runs = 0;
+    f->queue = [](void *s, std::function<void()> work) {
+        cu_double_queue((cu_stream)s, std::move(work), NULL, 0);
+    };
+    setenv("QIE_CUDA_CUDNN", FAKE_CUDNN, 1);
+    return f;
+}
+
+/* Attention of these rows by the library, with leading dimensions that are no widths. Returns
+ * whether it took it; the result is compared. */
+static bool by_cudnn(cu_cudnn *c, int64_t nq, int64_t nk, int heads, int kv_heads, double *error) {
+    enum { D = 128 };
+    qie_compute ref = reference();
+    int64_t ldq = heads * D + 8, ldk = kv_heads * D + 16, ldv = ldk + 8, ldd = ldq + 24;
+    buf q(QIE_BF16, (size_t)(nq * ldq)), k(QIE_BF16, (size_t)(nk * ldk)),
+        v(QIE_BF16, (size_t)(nk * ldv)), expected(QIE_BF16, (size_t)(nq * ldd)), got = expected;
+    device_memory work(QIE_CU_LIBS_WORKSPACE),
+        room((size_t)(2 * (nq * (ldq + ldd) + nk * (ldk + ldv))));
+    qie_attention_args a = {};
+    a.q = {q.data(), QIE_BF16, nq, heads * D, ldq};
+    a.k = {k.data(), QIE_BF16, nk, kv_heads * D, ldk};
+    a.v = {v.data(), QIE_BF16, nk, kv_heads * D, ldv};
+    a.dst = {expected.data(), QIE_BF16, nq, heads * D, ldd};
+    a.n_heads = heads;
+    a.n_kv_heads = kv_heads;
+    a.head_dim = D;
+    a.scale = 0.3f;
+    ref.ops.attention(&ref, &a);
+    uint16_t *at = (uint16_t *)room.p;
+    buf *from[] = {&q, &k, &v, &got};
+    qie_mat *to[] = {&a.q, &a.k, &a.v, &a.dst};
+    for (int i = 0; i < 4; i++) {
+        memcpy(at, from[i]->data(), 2 * from[i]->n);
+        to[i]->data = at;
+        at += from[i]->n;
+    }
+    cu_stream s;
+    if (cu_stream_create(0, &s) != CU_OK)
+        abort();
+    bool took = cu_cudnn_sdpa(c, s, &a, work.p);
+    if (cu_stream_sync(s) != CU_OK)
+        abort();
+    memcpy(got.data(), a.dst.data, 2 * got.n);
+    *error = nmse(got, expected);
+    cu_stream_destroy(s);
+    return took;
+}
+
+/* The calls are the library's (the stand-in is strict), the result is that of plain C; a plan for
+ * each shape, kept; nothing is left. */
+QTEST(test_cuda_cudnn_attention_equals_plain_c) {
+    fake_cudnn_control *f = fake();
+    cu_cudnn *c = cu_cudnn_open();
+    ASSERT(c != NULL);
+    double error;
+    ASSERT(by_cudnn(c, 5, 70, 2, 2, &error));
+    ASSERT_LE(error, B16);
+    ASSERT(by_cudnn(c, 33, 9, 6, 2, &error));
+    ASSERT_LE(error, B16);
+    ASSERT_INT(f->plans, 6); /* with the check's own; each time the first one takes too much */
+    ASSERT(by_cudnn(c, 5, 70, 2, 2, &error));
+    ASSERT_INT(f->plans, 6);
+    ASSERT_INT(f->runs, 4);
+    for (int64_t n = 1; n < 40; n++) { /* more shapes than are kept */
+        ASSERT(by_cudnn(c, n, 3, 1, 1, &error));
+        ASSERT_LE(error, B16);
+    }
+    ASSERT(cu_cudnn_note(c) == NULL);
+    /* not its kind */
+    device_memory work(QIE_CU_LIBS_WORKSPACE);
+    qie_attention_args a = {};
+    a.head_dim = 128;
+    a.q = a.k = a.v = a.dst = qie_mat_make(work.p, QIE_BF16, 1, 128);
+    int runs = f->runs;
+    a.causal = true;
+    ASSERT(!cu_cudnn_sdpa(c, NULL, &a, work.p));
+    a.causal = false;
+    a.head_dim = 64;
+    ASSERT(!cu_cudnn_sdpa(c, NULL, &a, work.p));
+    a.head_dim = 128;
+    a.k.ld = 129;
+    ASSERT(!cu_cudnn_sdpa(c, NULL, &a, work.p));
+    a.k.ld = 128;
+    a.v.dtype = QIE_F32;
+    ASSERT(!cu_cudnn_sdpa(c, NULL, &a, work.p));
+    ASSERT_INT(f->runs, runs);
+    cu_cudnn_close(c);
+    ASSERT_INT(f->live, 0);
+}
+
+/* Whatever is wrong with it: our own kernel, and a reason that is told once. */
+QTEST(test_cuda_cudnn_that_fails_is_not_used) {
+    fake_cudnn_control *f = fake();
+    for (int fault = FAKE_CUDNN_NO_CARD; fault <= FAKE_CUDNN_NO_RUN; fault++) {
+        double error;
+        f->fault = (fake_cudnn_fault)fault;
+        cu_cudnn *c = cu_cudnn_open();
+        ASSERT(c != NULL);
+        ASSERT(!by_cudnn(c, 5, 70, 2, 2, &error));
+        ASSERT(!by_cudnn(c, 5, 70, 2, 2, &error));
+        const char *why = cu_cudnn_note(c);
+        ASSERT(why && *why);
+        printf("  %s\n", why);
+        ASSERT(cu_cudnn_note(c) == NULL);
+        cu_cudnn_close(c);
+        ASSERT_INT(f->live, 0);
+    }
+    f->fault = FAKE_CUDNN_OLD;
+    ASSERT(cu_cudnn_open() == NULL);
+    f->fault = FAKE_CUDNN_NONE;
+    setenv("QIE_CUDA_CUDNN", "0", 1);
+    ASSERT(cu_cudnn_open() == NULL);
+    setenv("QIE_CUDA_CUDNN", "/nowhere/libcudnn.so.9", 1);
+    ASSERT(cu_cudnn_open() == NULL);
+    unsetenv("QIE_CUDA_CUDNN");
 }
 
 int main(int argc, char **argv) {

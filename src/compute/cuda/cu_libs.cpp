@@ -1,7 +1,9 @@
-/* compute/cuda/cu_libs.hpp on cuBLASLt. The best algorithm of each shape is asked for once and
- * kept. Attention and convolution are our own kernels: qie_cu_sdpa and qie_cu_conv are where
- * cuDNN's would stand. */
+/* compute/cuda/cu_libs.hpp on cuBLASLt, and on cuDNN for attention where it is installed. The best
+ * algorithm of each shape is asked for once and kept. Convolution is our own kernel: qie_cu_conv is
+ * where cuDNN's would stand. */
 #include "compute/cuda/cu_libs.hpp"
+
+#include "compute/cuda/cu_cudnn.hpp"
 
 #include <cublasLt.h>
 #include <stdlib.h>
@@ -25,6 +27,7 @@ typedef struct kept {
 struct qie_cu_libs {
     int device;
     cublasLtHandle_t lt;
+    cu_cudnn *dnn; /* NULL: not here */
     kept table[KEPT];
 };
 
@@ -38,6 +41,7 @@ int qie_cu_libs_create(int device, qie_cu_libs **out) {
         free(l);
         return cu_fail(CU_FAILED, "cuBLASLt does not start on this card");
     }
+    l->dnn = cu_cudnn_open();
     *out = l;
     return CU_OK;
 }
@@ -45,6 +49,7 @@ int qie_cu_libs_create(int device, qie_cu_libs **out) {
 void qie_cu_libs_destroy(qie_cu_libs *l) {
     if (!l)
         return;
+    cu_cudnn_close(l->dnn);
     cublasLtDestroy(l->lt);
     free(l);
 }
@@ -206,12 +211,11 @@ bool qie_cu_gemm(qie_cu_libs *l, cu_stream s, const qie_cu_gemm_args *a) {
 
 bool qie_cu_sdpa(qie_cu_libs *l, cu_stream s, const qie_attention_args *a, const int64_t *bounds,
                  void *workspace) {
-    (void)l;
-    (void)s;
-    (void)a;
-    (void)bounds;
-    (void)workspace;
-    return false;
+    return !bounds && cu_cudnn_sdpa(l->dnn, s, a, workspace);
+}
+
+const char *qie_cu_libs_note(qie_cu_libs *l) {
+    return cu_cudnn_note(l->dnn);
 }
 
 bool qie_cu_conv(qie_cu_libs *l, cu_stream s, const qie_conv2d_args *a, const void *w,

@@ -387,8 +387,15 @@ static void op_attention(qie_compute *c, const qie_attention_args *args) {
         if (!bounds)
             return;
     }
-    if (!qie_cu_sdpa(d->libs, d->compute, &a, bounds, d->libs_space))
-        cu_k_attention(d->compute, &a, bounds);
+    if (qie_cu_sdpa(d->libs, d->compute, &a, bounds, d->libs_space))
+        return;
+    cu_k_attention(d->compute, &a, bounds);
+    const char *why = qie_cu_libs_note(d->libs);
+    if (why && b->options.say) {
+        char text[256];
+        snprintf(text, sizeof text, "cuDNN is here but attention runs on our own kernel: %s", why);
+        b->options.say(b->options.say_arg, text);
+    }
 }
 
 static void op_conv2d(qie_compute *c, const qie_conv2d_args *args) {
