@@ -120,6 +120,8 @@ typedef struct qie_linear_args {
      * them (qie_blocks_are_int8): they are taken as they are, x is scaled for each group. Goes
      * before int8; ignored for other weights and by a back end without it. */
     bool int8_blocks;
+    bool fp8; /* with int8: in 8-bit floats where the weights are that and the device has them; else
+                 such weights are multiplied in the activations' type */
 } qie_linear_args;
 
 /* How many elements of x share a scale in this product; 0: it is none of integers. */

@@ -162,7 +162,7 @@ qie_status qie_bind_linear(const qie_weights *w, const char *name, int64_t n, in
     QIE_TRY(qie_weights_need_linear(w, full, n, k, &t, err));
     out->w = (qie_wmat){t->data, t->dtype, n, k, t->scale, t->n_scale};
     out->b = (qie_vec){NULL, QIE_F32, 0};
-    out->int8 = false;
+    out->int8 = out->fp8 = false;
     out->lowrank = NULL;
     out->n_lowrank = 0;
     if (!bias)
@@ -206,7 +206,8 @@ void qie_run_linear(const qie_run *run, qie_mat x, const qie_linear *l, qie_act 
                          .dst = dst,
                          .int8 = run->int8 && l->int8,
                          .int8_blocks = takes_blocks(run, l),
-                         .as_many = run->as_many};
+                         .as_many = run->as_many,
+                         .fp8 = l->fp8};
     run->compute->ops.linear(run->compute, &a);
 }
 
@@ -224,7 +225,8 @@ void qie_run_linear_gated(const qie_run *run, qie_mat x, const qie_linear *l, co
                          .dst = dst,
                          .int8 = run->int8 && l->int8,
                          .int8_blocks = takes_blocks(run, l),
-                         .as_many = run->as_many};
+                         .as_many = run->as_many,
+                         .fp8 = l->fp8};
     run->compute->ops.linear(run->compute, &a);
 }
 

@@ -79,6 +79,7 @@ typedef struct qie_linear {
     const qie_lowrank *lowrank; /* of the LoRAs in force: model/adapters.c */
     size_t n_lowrank;
     bool int8; /* may be multiplied in 8-bit integers */
+    bool fp8;  /* and in 8-bit floats */
 } qie_linear;
 
 /* Bind `<name>.weight` [n, k] and, if bias, `<name>.bias` [n]. */

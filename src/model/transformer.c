@@ -97,6 +97,10 @@ static qie_status bind_stream(const qie_weights *w, const qie_transformer_config
     /* Nearly all of the work; what steers it (modulation, time, input and output layers) is small
      * and keeps its precision. */
     s->q.int8 = s->k.int8 = s->v.int8 = s->out.int8 = s->up.int8 = s->down.int8 = true;
+    /* In 8-bit floats, which have 3 bits of mantissa, pictures get dark and blurred unless the way
+     * out of the image stream's MLP is left out as well: SGLang, pull request 23155. */
+    s->q.fp8 = s->k.fp8 = s->v.fp8 = s->out.fp8 = s->up.fp8 = true;
+    s->down.fp8 = !image;
     return QIE_OK;
 }
 

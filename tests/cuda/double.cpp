@@ -218,6 +218,14 @@ void from_environment() {
             o.cc_minor = (int)(v % 10);
         } else if (!strcmp(key, "lose_at"))
             o.lose_at = (int64_t)v;
+        else if (!strcmp(key, "fail_alloc"))
+            o.fail_alloc = (int64_t)v;
+        else if (!strcmp(key, "fail_host"))
+            o.fail_host = (int64_t)v;
+        else if (!strcmp(key, "fail_call"))
+            o.fail_call = (int64_t)v;
+        else if (!strcmp(key, "fail_capture"))
+            o.fail_capture = (int64_t)v;
         else if (!strcmp(key, "memory"))
             for (int i = 0; i < CU_DOUBLE_DEVICES; i++) {
                 o.memory[i] = (size_t)v << 20;

@@ -37,14 +37,13 @@ static float element(const void *p, qie_dtype t, int64_t i) {
 }
 
 static void run_gemm(const qie_cu_gemm_args &a) {
-    float sx = a.x_scale ? *a.x_scale : 1, sw = a.w_scale ? *a.w_scale : 1;
     std::vector<float> w((size_t)(a.n * a.k)), x((size_t)a.k);
     for (int64_t c = 0; c < a.n; c++)
         for (int64_t i = 0; i < a.k; i++)
-            w[(size_t)(c * a.k + i)] = element(a.w, a.type, c * a.ldw + i) * sw;
+            w[(size_t)(c * a.k + i)] = element(a.w, a.type, c * a.ldw + i);
     for (int64_t r = 0; r < a.m; r++) {
         for (int64_t i = 0; i < a.k; i++)
-            x[(size_t)i] = element(a.x, a.type, r * a.ldx + i) * sx;
+            x[(size_t)i] = element(a.x, a.type, r * a.ldx + i);
         for (int64_t c = 0; c < a.n; c++) {
             const float *wc = &w[(size_t)(c * a.k)];
             double sum[4] = {0, 0, 0, 0};

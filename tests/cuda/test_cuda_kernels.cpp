@@ -15,6 +15,7 @@ extern "C" {
 #include "compute/cuda/cu_blocks.hpp"
 #include "compute/cuda/cu_cudnn.hpp"
 #include "compute/cuda/cu_kernels.hpp"
+#include "compute/cuda/cu_libs.hpp"
 #include "double.h"
 #include "fake_cudnn.h"
 
@@ -438,7 +439,7 @@ QTEST(test_cuda_kernels_dequantize_equals_plain_c) {
 }
 
 /* Rows as 8-bit integers with a scale each, and what a product of them is worth: within half a step
- * of every value, and exactly the sum that the scales say. */
+ * of every value, and exactly the value that the scales say. */
 QTEST(test_cuda_kernels_int8_rows_and_products) {
     for (int64_t k : {16, 33, 130}) {
         int64_t m = 5, n = 7, ld = k + 2;
@@ -448,7 +449,7 @@ QTEST(test_cuda_kernels_int8_rows_and_products) {
         for (int64_t i = 0; i < k; i++)
             x.put((size_t)(2 * ld + i), 0); /* a row of zeros */
         qie_mat mx = {x.data(), QIE_BF16, m, k, ld};
-        run([&](cu_stream s) { cu_k_quantize_int8(s, mx, q.data(), row.data()); });
+        run([&](cu_stream s) { cu_k_quantize_rows(s, mx, q.data(), QIE_I8, row.data()); });
         for (int64_t r = 0; r < m; r++)
             for (int64_t i = 0; i < k; i++) {
                 float v = qie_ref_load(x.data(), QIE_BF16, r * ld + i),
@@ -490,28 +491,60 @@ QTEST(test_cuda_kernels_int8_rows_and_products) {
     }
 }
 
-/* A matrix as fp8 with one scale: the largest value meets 448, every other is the nearest of its
+/* Rows as fp8 with a scale each: the largest value meets 448, every other is the nearest of its
  * size. */
-QTEST(test_cuda_kernels_fp8_matrix) {
+QTEST(test_cuda_kernels_fp8_rows) {
     int64_t m = 3, k = 70, ld = 75;
     buf x(QIE_BF16, (size_t)(m * ld), 3);
-    std::vector<unsigned char> q((size_t)(m * k));
-    float scale = 0;
-    unsigned amax = 0;
+    std::vector<unsigned char> q((size_t)(m * k) + 1, 99);
+    std::vector<float> scale((size_t)m);
     qie_mat mx = {x.data(), QIE_BF16, m, k, ld};
-    run([&](cu_stream s) { cu_k_quantize_fp8(s, mx, q.data(), &scale, &amax); });
-    float most = 0;
-    for (int64_t r = 0; r < m; r++)
+    for (int64_t i = 0; i < k; i++)
+        x.put((size_t)(ld + i), 0); /* a row of zeros */
+    run([&](cu_stream s) { cu_k_quantize_rows(s, mx, q.data(), QIE_F8_E4M3, scale.data()); });
+    ASSERT_INT(q[(size_t)(m * k)], 99);
+    for (int64_t r = 0; r < m; r++) {
+        float most = 0;
         for (int64_t i = 0; i < k; i++)
             most = fmaxf(most, fabsf(qie_ref_load(x.data(), QIE_BF16, r * ld + i)));
-    ASSERT_LE(fabs((double)(scale * 448 / most - 1)), 1e-5);
-    for (int64_t r = 0; r < m; r++)
+        float s = scale[(size_t)r];
+        ASSERT_LE(fabs((double)(most > 0 ? s * 448 / most - 1 : s - 1)), 1e-5);
         for (int64_t i = 0; i < k; i++) {
             float v = qie_ref_load(x.data(), QIE_BF16, r * ld + i),
-                  got = cu_e4m3_to_f32(q[(size_t)(r * k + i)]) * scale;
+                  got = cu_e4m3_to_f32(q[(size_t)(r * k + i)]) * s;
             /* half a step of 3 bits of mantissa, or of the smallest number */
-            ASSERT_LE(fabs((double)(got - v)),
-                      fmax(fabs((double)v) / 16, (double)scale / 1024) * 1.01);
+            ASSERT_LE(fabs((double)(got - v)), fmax(fabs((double)v) / 16, (double)s / 1024) * 1.01);
+        }
+    }
+}
+
+/* A product in floats and its scales: of rows, of columns, one for all columns, none. */
+QTEST(test_cuda_kernels_scales_of_a_float_product) {
+    int64_t m = 5, n = 19;
+    for (qie_dtype type : ACT)
+        for (int form = 0; form < 4; form++) {
+            buf y(type, (size_t)(m * n)), dst(QIE_F32, (size_t)(m * n)), row(QIE_F32, (size_t)m),
+                col(QIE_F32, (size_t)n);
+            int64_t n_col = form == 2 ? 1 : n;
+            cu_epilogue_args e = {};
+            e.y = y.data();
+            e.y_type = type;
+            e.m = m;
+            e.n = n;
+            e.dst = {dst.data(), QIE_F32, m, n, n};
+            e.row_scale = form ? (const float *)row.data() : NULL;
+            e.col_scale = form > 1 ? (const float *)col.data() : NULL;
+            e.n_col_scale = n_col;
+            run([&](cu_stream s) { cu_k_epilogue(s, &e); });
+            for (int64_t i = 0; i < m * n; i++) {
+                float v = qie_ref_load(y.data(), type, i);
+                if (form)
+                    v *= qie_ref_load(row.data(), QIE_F32, i / n);
+                if (form > 1)
+                    v *= qie_ref_load(col.data(), QIE_F32, n_col == 1 ? 0 : i % n);
+                ASSERT(v == qie_ref_load(dst.data(), QIE_F32, i));
+            }
+            ASSERT(dst.guarded());
         }
 }
 

@@ -20,8 +20,8 @@ void cu_k_axpy(cu_stream s, float a, const float *x, float *y, int64_t n);
 void cu_k_fill_random(cu_stream s, void *dst, int64_t n, uint32_t seed);
 /* *flag |= 1 if a value is infinite or NaN */
 void cu_k_find_bad(cu_stream s, const float *v, int64_t n, unsigned *flag);
-/* What a product is worth: dst = store(act(y + bias)). y [m, n] F32 or BF16, ld n. gate and split
- * as qie_linear_args. */
+/* What a product is worth: dst = store(act(y + bias)). y [m, n] F32, BF16 or I32, ld n. gate and
+ * split as qie_linear_args. */
 typedef struct cu_epilogue_args {
     const void *y;
     qie_dtype y_type;
@@ -32,7 +32,7 @@ typedef struct cu_epilogue_args {
     const float *gate[2];
     int64_t split; /* relative to the first row here */
     qie_mat dst;
-    /* I8 products: y is I32, value = y * row_scale[row] * col_scale[col] */
+    /* products in 8 bits: value = y * row_scale[row] * col_scale[col]; NULL: 1 */
     const float *row_scale, *col_scale;
     int64_t n_col_scale;
 } cu_epilogue_args;
@@ -41,10 +41,8 @@ void cu_k_epilogue(cu_stream s, const cu_epilogue_args *a);
 void cu_k_dequantize(cu_stream s, qie_wmat w, int64_t row0, int64_t n, void *dst, qie_dtype type);
 /* The last slice of a convolution's weights to [out][kh][kw][in]. */
 void cu_k_conv_weights(cu_stream s, qie_conv_weight w, void *dst, qie_dtype type);
-/* x [m, k] BF16 to bytes. fp8: one scale for all, left at *scale (amax: a zeroed word to work
- * with); int8: one scale a row. */
-void cu_k_quantize_fp8(cu_stream s, qie_mat x, void *dst, float *scale, unsigned *amax);
-void cu_k_quantize_int8(cu_stream s, qie_mat x, void *dst, float *row_scale);
+/* x [m, k] BF16 to bytes, F8_E4M3 or I8, with a scale for each row. */
+void cu_k_quantize_rows(cu_stream s, qie_mat x, void *dst, qie_dtype type, float *row_scale);
 
 /* kernels_attention.cu. F32 or BF16; segments as bounds in device memory, or NULL. */
 void cu_k_attention(cu_stream s, const qie_attention_args *a, const int64_t *bounds);

@@ -107,10 +107,8 @@ static bool problem_make(problem *p, const qie_cu_gemm_args *a) {
               set(p, CUBLASLT_MATMUL_DESC_EPILOGUE, &e, sizeof e);
     if (ok && a->bias)
         ok = set(p, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &a->bias, sizeof a->bias);
-    if (ok && a->type == QIE_F8_E4M3)
-        ok = set(p, CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, &a->w_scale, sizeof a->w_scale) &&
-             set(p, CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, &a->x_scale, sizeof a->x_scale) &&
-             set(p, CUBLASLT_MATMUL_DESC_FAST_ACCUM, &fast, sizeof fast);
+    if (ok && a->type == QIE_F8_E4M3) /* scales: our epilogue's, one for each row and column */
+        ok = set(p, CUBLASLT_MATMUL_DESC_FAST_ACCUM, &fast, sizeof fast);
     return ok &&
            cublasLtMatrixLayoutCreate(&p->w, type_of(a->type), (uint64_t)a->k, (uint64_t)a->n,
                                       a->ldw) == CUBLAS_STATUS_SUCCESS &&

@@ -41,8 +41,6 @@ typedef struct qie_cu_gemm_args {
     float alpha, beta;
     qie_cu_epilogue epilogue;
     const void *bias; /* [n], of y_type */
-    /* F8_E4M3: one scale each in device memory, values = stored x scale. */
-    const float *x_scale, *w_scale;
     void *workspace;
 } qie_cu_gemm_args;
 bool qie_cu_gemm(qie_cu_libs *l, cu_stream s, const qie_cu_gemm_args *a);

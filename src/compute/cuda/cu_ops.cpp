@@ -100,7 +100,6 @@ static bool add_lowrank(const piece *p, const qie_lowrank *l, void *y, int64_t l
                           rank,       p->type,
                           p->type,    1,
                           0,          QIE_CU_EPI_NONE,
-                          NULL,       NULL,
                           NULL,       p->d->libs_space};
     if (!gemm(b, &g) || !wmat_here(b, &up, raw, third))
         return false;
@@ -171,8 +170,6 @@ static bool run_piece(const piece *p) {
                           : bias ? QIE_CU_EPI_BIAS
                                  : QIE_CU_EPI_NONE,
                           bias ? offset(a->bias.data, p->n0, a->bias.dtype) : NULL,
-                          NULL,
-                          NULL,
                           p->d->libs_space};
     if (!gemm(b, &g))
         return false;
@@ -185,20 +182,19 @@ static bool run_piece(const piece *p) {
     return true;
 }
 
-/* Products in 8 bits, where the caller allows them: weights in fp8 as fp8 with one scale for x, all
- * others as integers with a scale for each row of x and of the weights. False: nothing was queued
- * that matters, and the layer takes the usual way. */
+/* Products in 8 bits, where the caller allows them: weights in fp8 as fp8, all others as integers,
+ * with a scale for each row of x and of the weights. False: nothing was queued that matters, and
+ * the layer takes the usual way. */
 static bool in_8_bits(piece *p) {
     const qie_linear_args *a = p->a;
     cu_backend *b = p->b;
     cu_card *d = p->d;
     cu_stream s = d->compute;
     int64_t k = a->w.k, m = a->x.rows;
-    bool fp8 = a->w.dtype == QIE_F8_E4M3 && a->w.n_scale <= 1 &&
-               d->info.cc_major * 10 + d->info.cc_minor >= 89;
+    bool fp8 = a->w.dtype == QIE_F8_E4M3 && d->info.cc_major * 10 + d->info.cc_minor >= 89;
     /* multiples of 16: what the libraries ask of 8-bit operands */
     if (!a->int8 || a->n_lowrank || p->type != QIE_BF16 || m < QIE_INT8_MIN_ROWS || k % 16 ||
-        a->w.n % 16)
+        a->w.n % 16 || (fp8 && !a->fp8))
         return false;
     /* panel: converted weights, then the same in bytes; low: x in bytes, then scales */
     size_t half = b->panel_bytes / 2 / CU_ALIGN * CU_ALIGN, scales = (size_t)64 << 10;
@@ -220,10 +216,7 @@ static bool in_8_bits(piece *p) {
     unsigned char *wq = d->panel + half, *xq = d->low;
     float *row_scale = (float *)(d->low + (b->low_bytes - scales) / CU_ALIGN * CU_ALIGN),
           *col_scale = row_scale + scales / 8;
-    static const float one = 1;
-    const float *w_scale = a->w.scale;
-    if (fp8 && !w_scale)
-        w_scale = (const float *)cu_small(b, &one, sizeof one);
+    qie_dtype type = fp8 ? QIE_F8_E4M3 : QIE_I8, y_type = fp8 ? QIE_BF16 : QIE_I32;
     for (p->n0 = 0; p->n0 < a->w.n && !b->failed; p->n0 += np) {
         p->n = a->w.n - p->n0 < np ? a->w.n - p->n0 : np;
         const unsigned char *w = (const unsigned char *)a->w.data + p->n0 * k;
@@ -231,22 +224,15 @@ static bool in_8_bits(piece *p) {
         int64_t n_cs = p->n;
         if (whole) {
             cu_k_dequantize(s, a->w, p->n0, p->n, d->panel, QIE_BF16);
-            cu_k_quantize_int8(s, qie_mat_make(d->panel, QIE_BF16, p->n, k), wq, col_scale);
+            cu_k_quantize_rows(s, qie_mat_make(d->panel, QIE_BF16, p->n, k), wq, type, col_scale);
             w = wq;
-        } else if (!fp8) {
+        } else {
             n_cs = a->w.n_scale;
-            cs = a->w.scale + (n_cs > 1 ? p->n0 : 0);
+            cs = a->w.scale ? a->w.scale + (n_cs > 1 ? p->n0 : 0) : NULL;
         }
         for (p->r0 = 0; p->r0 < m; p->r0 += rows) {
             p->m = m - p->r0 < rows ? m - p->r0 : rows;
-            qie_mat x = qie_mat_rows(a->x, p->r0, p->m);
-            if (fp8) {
-                unsigned *amax = (unsigned *)col_scale;
-                if (!cu_good(b, b->current, cu_zero(s, amax, sizeof *amax)))
-                    return true;
-                cu_k_quantize_fp8(s, x, xq, row_scale, amax);
-            } else
-                cu_k_quantize_int8(s, x, xq, row_scale);
+            cu_k_quantize_rows(s, qie_mat_rows(a->x, p->r0, p->m), xq, type, row_scale);
             qie_cu_gemm_args g;
             memset(&g, 0, sizeof g);
             g.m = p->m;
@@ -255,11 +241,9 @@ static bool in_8_bits(piece *p) {
             g.x = xq;
             g.w = w;
             g.y = d->product;
-            g.type = fp8 ? QIE_F8_E4M3 : QIE_I8;
-            g.y_type = fp8 ? QIE_BF16 : QIE_I32;
+            g.type = type;
+            g.y_type = y_type;
             g.alpha = 1;
-            g.x_scale = fp8 ? row_scale : NULL;
-            g.w_scale = fp8 ? w_scale : NULL;
             g.workspace = d->libs_space;
             if (!qie_cu_gemm(d->libs, s, &g)) {
                 if (!p->n0 && !p->r0)
@@ -267,10 +251,7 @@ static bool in_8_bits(piece *p) {
                 gemm(b, &g); /* notes the failure: half of the layer is computed */
                 return true;
             }
-            if (fp8)
-                store_piece(p, d->product, QIE_BF16, NULL, NULL, 0);
-            else
-                store_piece(p, d->product, QIE_I32, row_scale, cs, n_cs);
+            store_piece(p, d->product, y_type, row_scale, cs, n_cs);
         }
     }
     return true;

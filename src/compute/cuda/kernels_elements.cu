@@ -54,12 +54,12 @@ struct epilogue_params {
 template <typename D> CU_KERNEL(THREADS) epilogue(epilogue_params p, D *dst) {
     for (int64_t i = cu_first(); i < p.m * p.n; i += cu_stride()) {
         int64_t r = i / p.n, c = i - r * p.n;
-        float v;
+        float v =
+            p.y_type == QIE_I32 ? (float)((const int32_t *)p.y)[i] : cu_load(p.y, p.y_type, i);
         if (p.row_scale)
-            v = (float)((const int32_t *)p.y)[i] * p.row_scale[r] *
-                p.col_scale[p.n_col_scale == 1 ? 0 : c];
-        else
-            v = cu_load(p.y, p.y_type, i);
+            v *= p.row_scale[r];
+        if (p.col_scale)
+            v *= p.col_scale[p.n_col_scale == 1 ? 0 : c];
         if (p.bias)
             v += cu_load(p.bias, p.bias_type, c);
         v = cu_act(p.act, v);
@@ -101,34 +101,11 @@ conv_weights(const void *CU_RESTRICT w, int type, int64_t in, int64_t taps, int6
     }
 }
 
+/* One warp a row: the largest value of the row meets the largest of the type. */
+template <bool FP8>
 CU_KERNEL(THREADS)
-find_amax(const cu_bf16 *CU_RESTRICT x, int64_t ldx, int64_t rows, int64_t cols, unsigned *amax) {
-    float m = 0;
-    for (int64_t i = cu_first(); i < rows * cols; i += cu_stride()) {
-        int64_t r = i / cols;
-        m = fmaxf(m, fabsf(cu_bf16_to_f32(x[r * ldx + i - r * cols])));
-    }
-    m = cu_warp_max(m);
-    if ((cu_tid() & 31) == 0)
-        cu_atomic_max(amax, cu_f32_bits(m)); /* bits of floats >= 0 are in order */
-}
-
-CU_KERNEL(THREADS)
-to_fp8(const cu_bf16 *CU_RESTRICT x, int64_t ldx, int64_t rows, int64_t cols,
-       const unsigned *CU_RESTRICT amax, float *scale, unsigned char *CU_RESTRICT dst) {
-    float m = cu_bits_f32(*amax), s = m > 0 ? m / 448.0f : 1.0f, inverse = 1.0f / s;
-    if (cu_first() == 0)
-        *scale = s;
-    for (int64_t i = cu_first(); i < rows * cols; i += cu_stride()) {
-        int64_t r = i / cols;
-        dst[i] = cu_f32_to_e4m3(cu_bf16_to_f32(x[r * ldx + i - r * cols]) * inverse);
-    }
-}
-
-/* One warp a row. */
-CU_KERNEL(THREADS)
-to_int8(const cu_bf16 *CU_RESTRICT x, int64_t ldx, int64_t rows, int64_t cols,
-        float *CU_RESTRICT row_scale, signed char *CU_RESTRICT dst) {
+to_bytes(const cu_bf16 *CU_RESTRICT x, int64_t ldx, int64_t rows, int64_t cols,
+         float *CU_RESTRICT row_scale, unsigned char *CU_RESTRICT dst) {
     int64_t r = cu_bx() * (THREADS / 32) + cu_tid() / 32;
     if (r >= rows)
         return;
@@ -137,11 +114,13 @@ to_int8(const cu_bf16 *CU_RESTRICT x, int64_t ldx, int64_t rows, int64_t cols,
     for (int64_t i = lane; i < cols; i += 32)
         m = fmaxf(m, fabsf(cu_bf16_to_f32(x[r * ldx + i])));
     m = cu_warp_max(m);
-    float s = m > 0 ? m / 127.0f : 1.0f;
+    float s = m > 0 ? m / (FP8 ? 448.0f : 127.0f) : 1.0f;
     if (lane == 0)
         row_scale[r] = s;
-    for (int64_t i = lane; i < cols; i += 32)
-        dst[r * cols + i] = (signed char)rintf(cu_bf16_to_f32(x[r * ldx + i]) / s);
+    for (int64_t i = lane; i < cols; i += 32) {
+        float v = cu_bf16_to_f32(x[r * ldx + i]) / s;
+        dst[r * cols + i] = FP8 ? cu_f32_to_e4m3(v) : (unsigned char)(signed char)rintf(v);
+    }
 }
 
 template <typename S, typename D> static void launch_convert(cu_stream s, qie_mat a, qie_mat b) {
@@ -238,18 +217,11 @@ void cu_k_conv_weights(cu_stream s, qie_conv_weight w, void *dst, qie_dtype type
     }
 }
 
-void cu_k_quantize_fp8(cu_stream s, qie_mat x, void *dst, float *scale, unsigned *amax) {
+void cu_k_quantize_rows(cu_stream s, qie_mat x, void *dst, qie_dtype type, float *row_scale) {
     const cu_bf16 *p = (const cu_bf16 *)x.data;
     unsigned char *d = (unsigned char *)dst;
-    int64_t ld = x.ld, rows = x.rows, cols = x.cols, blocks = blocks_for(rows * cols);
-    CU_LAUNCH(s, find_amax, blocks, 1, THREADS, 0, p, ld, rows, cols, amax);
-    CU_LAUNCH(s, to_fp8, blocks, 1, THREADS, 0, p, ld, rows, cols, amax, scale, d);
-}
-
-void cu_k_quantize_int8(cu_stream s, qie_mat x, void *dst, float *row_scale) {
-    const cu_bf16 *p = (const cu_bf16 *)x.data;
-    signed char *d = (signed char *)dst;
     int64_t ld = x.ld, rows = x.rows, cols = x.cols;
-    CU_LAUNCH(s, to_int8, (rows + THREADS / 32 - 1) / (THREADS / 32), 1, THREADS, 0, p, ld, rows,
-              cols, row_scale, d);
+    auto k = type == QIE_F8_E4M3 ? to_bytes<true> : to_bytes<false>;
+    CU_LAUNCH(s, k, (rows + THREADS / 32 - 1) / (THREADS / 32), 1, THREADS, 0, p, ld, rows, cols,
+              row_scale, d);
 }

@@ -1,0 +1,243 @@
+/* Linear layers of the CUDA back end on the double of the runtime, LoRAs and products in 8 bits
+ * with them, against the plain C of the operation: the back end's host code, its pieces and panels,
+ * our kernels. */
+#define _GNU_SOURCE
+#include <stdlib.h>
+
+#include "base/error.h"
+#include "compute/cpu/ref.h"
+#include "compute/plugin.h"
+#include "qtest.h"
+
+enum { LORAS = 2, MOST = 96 * 1024 };
+
+/* The smaller the limits, the more pieces a product is cut into. */
+static const qie_compute_limits LIMITS = {64, 64, 64, 16, 32, 0};
+
+static uint64_t dice = 1;
+static float rnd(void) {
+    float s = 0;
+    for (int i = 0; i < 4; i++) {
+        dice = dice * 6364136223846793005ull + 1442695040888963407ull;
+        s += (float)(dice >> 48) / 65536.0f - 0.5f;
+    }
+    return s * 1.7320508f;
+}
+
+static void *numbers(qie_dtype t, int64_t n, float size) {
+    unsigned char *p = calloc((size_t)n, 4);
+    for (int64_t i = 0; p && i < n; i++) {
+        float v = rnd() * size;
+        if (t == QIE_F16) {
+            uint16_t h = qie_f32_to_f16(v);
+            memcpy(p + 2 * i, &h, 2);
+        } else if (t == QIE_I8 || t == QIE_F8_E4M3)
+            p[i] =
+                (unsigned char)(t == QIE_I8 ? (int)(v * 40) & 255 : 0x28 + ((int)(v * 8) & 0x87));
+        else
+            qie_ref_store(p, t, i, v);
+    }
+    return p;
+}
+
+typedef struct layer {
+    int64_t m, k, n, rank[LORAS];
+    qie_dtype act, weights, low;
+    size_t n_lowrank;
+    qie_store store;
+    qie_act after;
+    bool known, scaled, eight; /* known: the back end was told of the LoRAs' matrices beforehand */
+} layer;
+
+typedef struct data {
+    void *x, *w, *bias, *gate[2], *dst, *down[LORAS], *up[LORAS];
+    float *scale, *room;
+} data;
+
+static data make_data(const layer *l) {
+    data d = {.x = numbers(l->act, l->m * l->k, 1),
+              .w = numbers(l->weights, l->n * l->k, 0.1f),
+              .bias = numbers(QIE_F32, l->n, 0.5f),
+              .gate = {numbers(QIE_F32, l->n, 1), numbers(QIE_F32, l->n, 1)},
+              .dst = numbers(l->store == QIE_STORE_SET ? l->act : QIE_F32, l->m * l->n, 1),
+              .scale = numbers(QIE_F32, l->n, 1),
+              .room = calloc((size_t)(l->m * (l->rank[0] + l->rank[1]) + 1), sizeof(float))};
+    for (int i = 0; i < LORAS; i++) {
+        d.down[i] = numbers(l->low, l->rank[i] * l->k, 0.2f);
+        d.up[i] = numbers(l->low, l->n * l->rank[i], 0.2f);
+    }
+    return d;
+}
+
+static void free_data(data *d) {
+    void *all[] = {d->x,       d->w,       d->bias,  d->gate[0], d->gate[1], d->dst,
+                   d->down[0], d->down[1], d->up[0], d->up[1],   d->scale,   d->room};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++)
+        free(all[i]);
+}
+
+/* x and dst may be elsewhere: on the device. */
+static qie_linear_args args_of(const layer *l, const data *d, qie_lowrank list[LORAS], void *x,
+                               void *dst, const float *gate0, const float *gate1) {
+    for (int i = 0; i < LORAS; i++) {
+        list[i].down = (qie_wmat){d->down[i], l->low, l->rank[i], l->k, NULL, 0};
+        list[i].up = (qie_wmat){d->up[i], l->low, l->n, l->rank[i], NULL, 0};
+        list[i].scale = i ? -0.6f : 0.9f;
+    }
+    qie_linear_args a = {
+        .x = qie_mat_make(x, l->act, l->m, l->k),
+        .w = {d->w, l->weights, l->n, l->k, l->scaled ? d->scale : NULL, l->scaled ? l->n : 0},
+        .bias = {d->bias, QIE_F32, l->n},
+        .lowrank = list,
+        .n_lowrank = l->n_lowrank,
+        .lowrank_room = d->room,
+        .act = l->after,
+        .store = l->store,
+        .gate = {gate0, gate1},
+        .split = l->m / 3,
+        .int8 = l->eight,
+        .fp8 = l->eight};
+    a.dst = qie_mat_make(dst, l->store == QIE_STORE_SET ? l->act : QIE_F32, l->m, l->n);
+    return a;
+}
+
+/* The layer on the back end: result in `out` [m, n] F32. */
+static qie_status on_device(const layer *l, const data *d, float *out, qie_error *e) {
+    const qie_plugin *plugin;
+    qie_compute *c;
+    qie_device_options o = {.n_devices = 1, .n_threads = 1, .n_passes = 1};
+    void *base;
+    bool moved;
+    QIE_TRY(qie_plugin_open(QIE_BINARY_DIR "/tests/qie_cuda_double.so", &plugin, e));
+    QIE_TRY(plugin->create(&o, &LIMITS, &c, e));
+    qie_weight_span spans[] = {{d->w, (size_t)(l->n * l->k) * qie_dtype_size(l->weights)},
+                               {d->bias, sizeof(float) * (size_t)l->n},
+                               {d->scale, sizeof(float) * (size_t)l->n}};
+    qie_weight_span lows[2 * LORAS];
+    qie_weight_group g = {QIE_GROUP_FIXED, 0, 0, 3, 0, spans}, *groups[] = {&g};
+    for (int i = 0; i < LORAS; i++) {
+        lows[2 * i] =
+            (qie_weight_span){d->down[i], (size_t)(l->rank[i] * l->k) * qie_dtype_size(l->low)};
+        lows[2 * i + 1] =
+            (qie_weight_span){d->up[i], (size_t)(l->n * l->rank[i]) * qie_dtype_size(l->low)};
+    }
+    const qie_mem_ops *mem = c->mem;
+    qie_status st = mem->load(c, groups, 1, e);
+    if (l->known)
+        mem->adapt(c, lows, 2 * LORAS, &moved);
+    if (st == QIE_OK)
+        st = mem->reserve(c, 4 * MOST, &base, e);
+    if (st == QIE_OK) {
+        unsigned char *x = base, *dst = x + MOST;
+        float *gate[2] = {(float *)(void *)(x + 2 * MOST), (float *)(void *)(x + 3 * MOST)};
+        qie_lowrank list[LORAS];
+        mem->upload(c, x, d->x, (size_t)(l->m * l->k) * qie_dtype_size(l->act));
+        qie_linear_args a = args_of(l, d, list, x, dst, gate[0], gate[1]);
+        size_t bytes = (size_t)(l->m * l->n) * qie_dtype_size(a.dst.dtype);
+        mem->upload(c, dst, d->dst, bytes);
+        for (int i = 0; i < 2; i++)
+            mem->upload(c, gate[i], d->gate[i], sizeof(float) * (size_t)l->n);
+        mem->begin_group(c, &g, NULL, 0, NULL);
+        c->ops.linear(c, &a);
+        unsigned char *raw = malloc(bytes);
+        mem->download(c, raw, dst, bytes);
+        qie_to_f32(out, raw, a.dst.dtype, (size_t)(l->m * l->n));
+        free(raw);
+        st = mem->check(c, e);
+    }
+    qie_compute_destroy(c);
+    return st;
+}
+
+/* NMSE against plain C in f32 on the same numbers. */
+static qie_status compare(const layer *l, double *error, qie_error *e) {
+    data d = make_data(l);
+    size_t n = (size_t)(l->m * l->n);
+    float *got = calloc(n, sizeof *got), *want = calloc(n, sizeof *want),
+          *x = calloc((size_t)(l->m * l->k), sizeof *x);
+    qie_compute ref = {.n_threads = 1};
+    qie_lowrank list[LORAS];
+    qie_ref_fill(&ref.ops);
+    qie_to_f32(x, d.x, l->act, (size_t)(l->m * l->k));
+    layer plain = *l;
+    plain.act = QIE_F32;
+    plain.eight = false;
+    qie_linear_args a = args_of(&plain, &d, list, x, want, d.gate[0], d.gate[1]);
+    qie_to_f32(want, d.dst, l->store == QIE_STORE_SET ? l->act : QIE_F32, n);
+    ref.ops.linear(&ref, &a);
+    qie_status st = on_device(l, &d, got, e);
+    double off = 0, size = 0;
+    for (size_t i = 0; i < n; i++) {
+        off += ((double)got[i] - (double)want[i]) * ((double)got[i] - (double)want[i]);
+        size += (double)want[i] * (double)want[i];
+    }
+    *error = off / size;
+    free(got);
+    free(want);
+    free(x);
+    free_data(&d);
+    return st;
+}
+
+/* bf16: the thin product, the layer's and the sum of both are rounded once each, 2^-9 relative. */
+static const double F32 = 1e-11, B16 = 2e-5;
+
+QTEST(test_cuda_ops_linear_with_loras_equals_plain_c) {
+    static const qie_dtype lows[] = {QIE_F32, QIE_BF16, QIE_F16};
+    static const int64_t sizes[][5] = {/* m, k, n, ranks */
+                                       {3, 8, 19, 1, 2},
+                                       {37, 64, 50, 4, 16},
+                                       {70, 33, 64, 7, 1}};
+    qie_error e = {0};
+    double worst[2] = {0, 0};
+    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++)
+        for (int form = 0; form < 48; form++) {
+            layer l = {.m = sizes[i][0],
+                       .k = sizes[i][1],
+                       .n = sizes[i][2],
+                       .rank = {sizes[i][3], sizes[i][4]}};
+            bool bf = form & 1;
+            l.act = bf ? QIE_BF16 : QIE_F32;
+            l.weights = form & 2 ? QIE_BF16 : QIE_F32;
+            l.low = lows[form / 4 % 3];
+            l.n_lowrank = (size_t)(form / 12 % 2) + 1;
+            l.known = form & 4;
+            l.store = form / 24 ? QIE_STORE_GATED_ADD : QIE_STORE_SET;
+            l.after = form / 12 % 2 && l.store == QIE_STORE_SET ? QIE_ACT_GELU_TANH : QIE_ACT_NONE;
+            double error;
+            ASSERT_OK(compare(&l, &error, &e));
+            worst[bf] = error > worst[bf] ? error : worst[bf];
+            if (!(error <= (bf ? B16 : F32)))
+                printf("  form %d of %lld x %lld x %lld\n", form, (long long)l.m, (long long)l.n,
+                       (long long)l.k);
+            ASSERT_LE(error, bf ? B16 : F32);
+        }
+    printf("  off by %.1e in f32, %.1e in bf16\n", worst[0], worst[1]);
+}
+
+/* 8 bits: 2^-8 of a row's largest value, twice; fp8: 2^-4 of each value, once (x). */
+QTEST(test_cuda_ops_linear_in_8_bits_is_near_plain_c) {
+    qie_error e = {0};
+    for (int form = 0; form < 4; form++) {
+        bool fp8 = form & 1;
+        layer l = {.m = 33,
+                   .k = 64,
+                   .n = 48,
+                   .rank = {1, 1},
+                   .act = QIE_BF16,
+                   .low = QIE_F32,
+                   .eight = true};
+        l.weights = fp8 ? QIE_F8_E4M3 : QIE_I8;
+        l.scaled = form & 2 || !fp8;
+        double error;
+        ASSERT_OK(compare(&l, &error, &e));
+        printf("  %s%s: %.1e\n", fp8 ? "fp8" : "int8", l.scaled ? ", a scale a row" : "", error);
+        ASSERT_LE(error, fp8 ? 2e-3 : 2e-4);
+        ASSERT(error > 1e-6); /* it was in 8 bits */
+    }
+}
+
+int main(int argc, char **argv) {
+    setenv("QIE_CUDA_DOUBLE", "cc=89", 1); /* read with the first call */
+    return qtest_main(argc, argv);
+}
