@@ -642,8 +642,8 @@ const cli_option CLI_OPTIONS[OPT_COUNT] = {
                   .argument = "LIST",
                   .kind = CLI_TEXT,
                   .def = "auto",
-                  .help =
-                      "GPUs to use, one worker each: indices or UUIDs with commas, auto, or none",
+                  .help = "GPUs to use, one worker each: indices or UUIDs with commas, '+' between "
+                          "those of one worker; auto, or none",
                   .group = GROUP_SERVICE,
                   .commands = CMD_SERVE,
                   .traits = KEEP},

@@ -24,6 +24,10 @@ typedef struct asked {
     qie_doctor d;
     qie_doctor_card cards[QIE_GPUS_MAX];
     int n_cards;
+    int together[QIE_GPUS_MAX]; /* of the list of --gpus: cards with the same number are one
+                                 * worker's
+                                 */
+    int n_listed;
 } asked;
 
 static const qie_doctor_check *find_check(const asked *a, const char *id, qie_doctor_level least) {
@@ -60,15 +64,37 @@ static bool same(const qie_gpu_choice *a, const qie_gpu_choice *b) {
     return a->i_gpu == b->i_gpu && (a->i_mig == b->i_mig || b->i_mig < 0);
 }
 
+/* Cards joined by '+' are one worker's: "0+1,2+3". The list with commas only is left in `out`. */
+static qie_status read_groups(asked *a, char *out, size_t cap, qie_error *err) {
+    int group = 0;
+    size_t n = strlen(a->o->gpus) + 1;
+    QIE_FAIL_IF(n > cap, QIE_E_INVALID, err, "--gpus", "--gpus is too long");
+    memcpy(out, a->o->gpus, n);
+    QIE_FAIL_IF(!a->o->each && strchr(out, '+'), QIE_E_INVALID, err, "--gpus",
+                "--gpus: '+' makes workers of a service; one edit takes a list with commas");
+    a->together[a->n_listed++] = group;
+    for (char *p = out; *p; p++) {
+        QIE_FAIL_IF(a->n_listed == QIE_GPUS_MAX, QIE_E_INVALID, err, "--gpus",
+                    "--gpus names too many");
+        if (*p != ',' && *p != '+')
+            continue;
+        group += *p == ',';
+        *p = ',';
+        a->together[a->n_listed++] = group;
+    }
+    return QIE_OK;
+}
+
 /* The list of --gpus takes the place of all that are visible, and must lie within them. */
 static qie_status restrict_to_list(asked *a, qie_error *err) {
-    const char *list = a->o->gpus;
+    char list[2048];
+    QIE_TRY(read_groups(a, list, sizeof list, err));
     qie_gpu_choice wanted[QIE_GPUS_MAX];
     int refused, n = qie_gpus_visible(&a->d.gpus, list, wanted, &refused);
     QIE_FAIL_IF(refused >= 0, QIE_E_INVALID, err, "--gpus",
-                "--gpus: '%.80s' names no GPU of this machine, which has %d: qwen-edit doctor "
+                "--gpus: '%.*s' names no GPU of this machine, which has %d: qwen-edit doctor "
                 "lists them",
-                list + refused, a->d.gpus.n);
+                (int)strcspn(list + refused, ","), list + refused, a->d.gpus.n);
     QIE_FAIL_IF(!n, QIE_E_INVALID, err, "--gpus", "--gpus names none");
     for (int i = 0; i < n; i++) {
         bool visible = false;
@@ -100,27 +126,34 @@ static void add_slot(const asked *a, qie_place *out, qie_placement_kind kind,
             }
 }
 
-/* A service: a worker on every card that can hold the model or stream it alone; only where there
- * is no such card do several make one worker. Cards without room are named. */
+/* A service: a worker on every card, or on every group of cards, that can hold the model or stream
+ * it; where none is named and there is no such card, all of them make one worker. Cards without
+ * room are named. */
 static void add_workers(const asked *a, qie_place *out) {
     bool zh = a->o->chinese;
     size_t n = strlen(out->note);
-    for (int i = 0; i < a->n_cards; i++) {
-        qie_placement one;
-        qie_placement_make(&a->d.model, &a->cards[i].memory, 1, a->o->headroom, 0, &one);
-        if (one.best != QIE_PLACE_NONE) {
-            qie_place_slot *s = &out->slots[out->n_slots++];
-            s->kind = one.best;
-            s->gpus[s->n_gpus++] = a->cards[i].memory.index;
-            memcpy(s->name, a->cards[i].name, sizeof s->name);
-            snprintf(s->visible, sizeof s->visible, "%s", a->cards[i].uuid);
-        } else if (n + 1 < sizeof out->note)
+    for (int i = 0, next; i < a->n_cards; i = next) {
+        qie_placement_gpu of[QIE_GPUS_MAX];
+        char names[128] = "";
+        qie_placement p;
+        for (next = i; next < a->n_cards; next++) {
+            if (next > i && (next >= a->n_listed || a->together[next] != a->together[i]))
+                break;
+            size_t used = strlen(names);
+            of[next - i] = a->cards[next].memory;
+            snprintf(names + used, sizeof names - used, "%s%d", used ? "+" : "",
+                     a->cards[next].memory.index);
+        }
+        qie_placement_make(&a->d.model, of, next - i, a->o->headroom, 0, &p);
+        if (p.best != QIE_PLACE_NONE)
+            add_slot(a, out, p.best, &p.used);
+        else if (n + 1 < sizeof out->note)
             n += (size_t)snprintf(
                 out->note + n, sizeof out->note - n,
-                zh ? "；不使用 GPU %d：扣除预留后 %.1f GiB，至少需要 %.1f GiB"
-                   : "; GPU %d is left out: %.1f GiB beside the head-room, %.1f GiB needed",
-                a->cards[i].memory.index, (double)one.streamed.have / 1073741824.0,
-                (double)one.streamed.need / 1073741824.0);
+                zh ? "；不使用 GPU %s：扣除预留后 %.1f GiB，至少需要 %.1f GiB"
+                   : "; GPU %s is left out: %.1f GiB beside the head-room, %.1f GiB needed",
+                names, (double)p.streamed.have / 1073741824.0,
+                (double)p.streamed.need / 1073741824.0);
     }
     if (!out->n_slots)
         add_slot(a, out, a->report.placement.best, &a->report.placement.used);
@@ -197,6 +230,9 @@ static qie_status choose(asked *a, qie_place *out, qie_error *err) {
     if (a->o->gpus && d->gpus.n)
         QIE_TRY(restrict_to_list(a, err));
     a->n_cards = qie_doctor_cards(&d->gpus, d->visible, d->n_visible, a->cards);
+    QIE_FAIL_IF(a->o->gpus && strchr(a->o->gpus, '+') && a->n_cards != a->n_listed,
+                QIE_E_UNAVAILABLE, err, "--gpus",
+                "--gpus: the driver does not tell the memory of a card in '%.80s'", a->o->gpus);
     return a->n_cards ? with_cards(a, out, err) : without_cards(a, out, err);
 }
 

@@ -20,9 +20,10 @@ typedef enum qie_device { QIE_DEVICE_AUTO = 0, QIE_DEVICE_CPU, QIE_DEVICE_CUDA }
 typedef struct qie_place_options {
     const char *model_dir; /* NULL: the demo, which AUTO computes on the CPU */
     qie_device device;
-    const char *gpus;         /* "0,GPU-uuid": these only; NULL: all that are visible */
-    bool each;                /* a worker on every card that has room, instead of one edit */
-    int64_t headroom;         /* bytes left to others on every card */
+    const char *gpus; /* "0,GPU-uuid": these only; "0+1,2+3": one worker's with '+' between them;
+                         NULL: all that are visible */
+    bool each;        /* a worker on every card or group that has room, instead of one edit */
+    int64_t headroom; /* bytes left to others on every card */
     const char *cuda_visible; /* CUDA_VISIBLE_DEVICES; NULL: not set */
     const char *plugin;       /* path of the GPU plugin; NULL: this copy has none */
     const char *root;         /* "" for this machine (doctor.h) */
