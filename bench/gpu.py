@@ -23,7 +23,7 @@ CASES = ["one-image-cfg", "two-images-no-cfg"]
 PROMPT = "Change the main subject's color to purple and keep the overall style consistent."
 # Seconds on one H100, 1 megapixel from 1 megapixel, 40 steps with guidance, as their projects publish them
 FIGURES = [("LightX2V", 0.319, 25.5), ("SGLang", 0.317, None), ("diffusers", 0.468, None), ("our bar, bf16", 0.28, None),
-           ("our aim, bf16", 0.24, None)]
+           ("our aim, bf16", 0.24, None), ("our bar, fp8", 0.21, None)]
 
 
 def png(path):
@@ -89,7 +89,7 @@ class Run:
             cards = os.path.join(self.folder, "nvml.txt")
             with open(cards, "w") as f:
                 f.write("gpu Double 0|GPU-%08x-0000-0000-0000-000000000000|%d|%d|0|8|0|0|0\n" % (0, 80 << 30, 80 << 30))
-            tests = os.path.abspath(os.path.join(a.build, "tests"))
+            tests = os.path.abspath(a.tests or os.path.join(a.build, "tests"))
             self.env.update(QIE_NVML=os.path.join(tests, "fakenvml.so"), FAKE_NVML=cards, QIE_CUDA_DOUBLE="memory=4096,seed=2",
                             QIE_CUDA_PLUGIN=os.path.join(tests, "qie_cuda_double.so"))
 
@@ -152,12 +152,12 @@ class Run:
                 self.failed += not ok and r is not None
                 self.say("| %s | %s | %.1f | %d | %s |" % (case, precision, value, least, "ok" if ok else "**FAILED**"))
 
-    def model(self):
-        folder = os.path.join(self.folder, "model")
+    def model(self, *types):
+        folder = os.path.join(self.folder, "model" + "".join(types))
         if self.a.double:
             return os.path.join(GOLDEN, "model")
         released_model.make(folder)
-        subprocess.run([os.path.join(self.a.build, "sparse_model"), folder], check=True, stdout=subprocess.DEVNULL)
+        subprocess.run([os.path.join(self.a.build, "sparse_model"), folder, *types], check=True, stdout=subprocess.DEVNULL)
         return folder
 
     def speeds(self, model):
@@ -166,13 +166,14 @@ class Run:
         subprocess.run([self.program, "edit", "--model", "demo", "--device", "cpu", "-s", "1", "-p", "x", "-o", picture, "-i",
                         os.path.join(ROOT, "demo", "samples", "mug.png")], check=True, capture_output=True, env=self.env)
         area = str(int(side) ** 2)
-        common = ["--model", model, "-i", picture, "-p", PROMPT, "-W", side, "-H", side, "--ref-area", area, "-o",
+        common = ["-i", picture, "-p", PROMPT, "-W", side, "-H", side, "--ref-area", area, "-o",
                   os.path.join(self.folder, "o.png"), "--true-cfg-scale", "4", "-S", "1"]
         rnd = {} if self.a.double else {"QIE_CUDA_RANDOM": "1"}
         few, many = ("1", "2") if self.a.double else ("4", "40")
 
-        def row(name, head, steps, limit):
-            r, peak = self.edit(*common, "-s", steps, "--headroom-gib", head, limit=limit, env=rnd)
+        def row(name, head, steps, limit, *more, weights=model, **env):
+            r, peak = self.edit("--model", weights, *common, "-s", steps, "--headroom-gib", head, *more, limit=limit,
+                                env=dict(rnd, **env))
             if not r:
                 return None
             t = r["timings"]
@@ -186,12 +187,16 @@ class Run:
                  "denoise, s | decode, s | in all, s | peak, GiB |\n| --- | --- | --- | --- | --- | --- | --- | --- |")
         resident = row("whole card", "1", many, 240)
         row("whole card, few steps", "1", few, 120)
+        row("the same without CUDA graphs", "1", few, 120, QIE_CUDA_GRAPHS="0")
+        row("the same without cuDNN", "1", few, 120, QIE_CUDA_CUDNN="0")
+        row("the same in 8-bit integers", "1", few, 120, "--precision", "int8")
+        eight = row("the same in fp8", "1", few, 120, "--precision", "int8", weights=self.model("fp8"))
         total = 4.0 if self.a.double else self.total_gib()
         row("limit of 20 GB", "%.2f" % (3.9 if self.a.double else max(0.5, total - 18.6)), few, 180)
         self.say("\n## The dearest operations\n\nWaited for one by one, so their sum is more than the edit takes.\n\n"
                  "| seconds | calls | operation |\n| --- | --- | --- |")
         profile = os.path.join(self.a.out, "operations.tsv")
-        r, _ = self.edit(*common, "-s", "2", "--headroom-gib", "1", limit=120, env=dict(rnd, QIE_CUDA_PROFILE=profile))
+        r, _ = self.edit("--model", model, *common, "-s", "2", "--headroom-gib", "1", limit=120, env=dict(rnd, QIE_CUDA_PROFILE=profile))
         if r:
             for line in open(profile).read().splitlines()[:5]:
                 self.say("| " + " | ".join(line.split("\t")) + " |")
@@ -200,6 +205,15 @@ class Run:
             self.say("| %s (H100) | %.3f | %s |" % (name, forward, edit or "-"))
         if resident:
             self.say("| this program, here, bf16 | %.4f | %.1f |" % resident)
+        if eight:
+            self.say("| this program, here, fp8 | %.4f | - |" % eight[0])
+        self.say("\nAttention: %s" % self.attention())
+
+    def attention(self):
+        """By what, as the log tells: nothing of it where cuDNN does it or is not there."""
+        with open(os.path.join(self.a.out, "runs.log")) as f:
+            told = [line for line in f if "cuDNN" in line]
+        return told[0].strip() if told else "cuDNN if libcudnn.so.9 is installed, else our own kernel"
 
     def total_gib(self):
         r = subprocess.run(["nvidia-smi", "--query-gpu=memory.free", "--format=csv,noheader,nounits", "-i", "0"],
@@ -234,6 +248,7 @@ def main():
     p.add_argument("--out", required=True)
     p.add_argument("--deadline", type=float, default=0)
     p.add_argument("--double", action="store_true")
+    p.add_argument("--tests", help="folder of the double, beside a packed program")
     a = p.parse_args()
     os.makedirs(a.out, exist_ok=True)
     return Run(a).all()

@@ -6,7 +6,8 @@
 #   sh bench/gpu.sh --double [OUT]   the same steps on the CPU double of the runtime and a tiny model: tests this script
 # For a card on a machine without network or packages, two steps more, the first one elsewhere, with the toolkit:
 #   sh bench/gpu.sh --pack FOLDER 90a        builds for this architecture; program, plugin and their libraries in FOLDER
-#   sh bench/gpu.sh --packed FOLDER [OUT]    measures with them; cuBLASLt is the machine's own
+#   sh bench/gpu.sh --packed FOLDER [OUT]    measures with them; cuBLASLt is the machine's own. QIE_GPU_DOUBLE=BUILD/tests: on
+#                                            the double there, which tries a packed folder without a card
 set -eu
 cd "$(dirname "$0")/.."
 . tools/packages.sh
@@ -34,7 +35,7 @@ say() { printf '== %s s: %s\n' "$(($(date +%s) - start))" "$*"; }
 if [ -n "$pack" ]; then
     cuda="-DQIE_CUDA=ON -DQIE_CUDA_ARCHS=$arch"
     targets="qwen-edit qie_cuda sparse_model"
-elif [ "$double" -eq 0 ]; then
+elif [ "$double" -eq 0 ] && [ -z "${QIE_GPU_DOUBLE:-}" ]; then
     command -v nvidia-smi >/dev/null || {
         echo "no NVIDIA driver: sh bench/gpu.sh --double tries the script itself" >&2
         exit 4
@@ -58,7 +59,8 @@ if [ -n "$packed" ]; then
     libs=$(dirname "$(ls -d /usr/local/cuda*/lib64/libcublasLt.so.1* /usr/lib/*/libcublasLt.so.1* 2>/dev/null | tail -n 1)")
     export LD_LIBRARY_PATH="$PWD/$packed/lib:$packed/lib:$libs:${LD_LIBRARY_PATH:-}"
     say "measuring with what is in $packed"
-    python3 bench/gpu.py --build "$build" --out "$out" --deadline "$((start + ${QIE_GPU_SECONDS:-570}))"
+    python3 bench/gpu.py --build "$build" --out "$out" --deadline "$((start + ${QIE_GPU_SECONDS:-570}))" \
+        ${QIE_GPU_DOUBLE:+--double --tests "$QIE_GPU_DOUBLE"}
     say "done: $out/report.md"
     exit 0
 fi

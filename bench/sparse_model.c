@@ -2,7 +2,9 @@
  * configs in a folder imply, in bf16. For measurements, which do not depend on values, and for
  * placement, which reads headers only.
  *
- *     sparse_model FOLDER        writes FOLDER/{transformer,text_encoder,vae}/....safetensors */
+ *     sparse_model FOLDER [fp8]   writes FOLDER/{transformer,text_encoder,vae}/....safetensors
+ *
+ * fp8: the matrices of the transformer's blocks in F8_E4M3 without a scale, but for modulation. */
 #define _GNU_SOURCE
 #include <fcntl.h>
 #include <stdio.h>
@@ -18,13 +20,16 @@
 typedef struct header {
     qie_strbuf text;
     int64_t at;
+    bool fp8;
 } header;
 
 static bool add_tensor(void *arg, const qie_tensor_spec *spec) {
     header *h = arg;
-    int64_t n = 2;
-    qie_strbuf_printf(&h->text, "%s\"%s\":{\"dtype\":\"BF16\",\"shape\":[", h->at ? "," : "{",
-                      spec->name);
+    bool fp8 = h->fp8 && spec->n_dims == 2 && strstr(spec->name, "transformer_blocks.") &&
+               !strstr(spec->name, "_mod.");
+    int64_t n = fp8 ? 1 : 2;
+    qie_strbuf_printf(&h->text, "%s\"%s\":{\"dtype\":\"%s\",\"shape\":[", h->at ? "," : "{",
+                      spec->name, fp8 ? "F8_E4M3" : "BF16");
     for (int i = 0; i < spec->n_dims; i++) {
         qie_strbuf_printf(&h->text, "%s%lld", i ? "," : "", (long long)spec->shape[i]);
         n *= spec->shape[i];
@@ -57,8 +62,9 @@ int main(int argc, char **argv) {
     qie_files *files;
     qie_error e = {0};
     static qie_model_config c;
-    if (argc != 2) {
-        fprintf(stderr, "usage: sparse_model FOLDER\n");
+    bool fp8 = argc == 3 && !strcmp(argv[2], "fp8");
+    if (argc != (fp8 ? 3 : 2)) {
+        fprintf(stderr, "usage: sparse_model FOLDER [fp8]\n");
         return 2;
     }
     if (qie_files_open_dir(argv[1], &files, &e) != QIE_OK ||
@@ -66,7 +72,7 @@ int main(int argc, char **argv) {
         fprintf(stderr, "%s\n", e.message);
         return 1;
     }
-    header h[3] = {{.at = 0}, {.at = 0}, {.at = 0}};
+    header h[3] = {{.fp8 = fp8}, {.at = 0}, {.at = 0}};
     for (int i = 0; i < 3; i++)
         qie_strbuf_init(&h[i].text, 64u << 20);
     qie_tensors_transformer(&c.transformer, add_tensor, &h[0]);

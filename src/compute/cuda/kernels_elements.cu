@@ -149,7 +149,8 @@ fill_random(cu_bf16 *dst, int64_t n, uint32_t seed) {
         uint32_t h = (uint32_t)i * 2654435761u + seed;
         h = (h ^ (h >> 15)) * 2246822519u;
         h ^= h >> 13;
-        dst[i] = cu_f32_to_bf16(((float)(h & 0xffffu) * (1.0f / 65536.0f) - 0.5f) * 0.04f);
+        cu_bf16 v = cu_f32_to_bf16(((float)(h & 0xffffu) * (1.0f / 65536.0f) - 0.5f) * 0.04f);
+        dst[i] = v & 0xffbfu; /* bytes that are numbers as fp8, too */
     }
 }
 
