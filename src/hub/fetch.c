@@ -310,9 +310,9 @@ static bool accept_whole(conn *c, const qie_http_reply *r) {
 
 /* One stream with everything costs what is there already: only where ranges do not work, which a
  * server that has answered one with its bytes does not show by stumbling. */
-static void count_range_refusal(qie_fetch_file *it) {
+static void count_range_refusal(const qie_fetch *f, qie_fetch_file *it) {
     it->range_refusals++;
-    if (it->range_refusals >= (it->ranges_work ? 10 : 3))
+    if (it->range_refusals >= (f->ranges_work[it->endpoint] ? 10 : 3))
         it->no_ranges = true;
 }
 
@@ -337,7 +337,7 @@ static bool on_head(void *arg, const qie_http_reply *r) {
     } else if (r->status == 200) {
         if (!accept_whole(c, r)) {
             if (c->ranged && c->at > 0)
-                count_range_refusal(it);
+                count_range_refusal(c->f, it);
             return false;
         }
     } else {
@@ -399,7 +399,7 @@ static bool next_endpoint(qie_fetch *f, qie_fetch_file *it) {
     it->endpoint++;
     it->url[0] = 0;
     it->failures = it->status_failures = it->range_refusals = it->hash_failures = 0;
-    it->no_ranges = it->ranges_work = false;
+    it->no_ranges = false;
     it->not_before = 0;
     say(f, "warning", "'%s': %s; going on with %s", it->file->path, it->cause.message,
         endpoint_of(f, it->endpoint)->url);
@@ -446,7 +446,7 @@ static void on_status(qie_fetch *f, conn *c, const qie_http_reply *r) {
         qie_fail(&it->cause, QIE_E_NETWORK, NULL,
                  "%s says that '%s' is shorter than the %lld bytes that were listed (416)", e->url,
                  it->file->path, (long long)it->file->size);
-        count_range_refusal(it);
+        count_range_refusal(f, it);
         count_failure(f, it, -1);
         return;
     }
@@ -492,7 +492,7 @@ static void on_end(void *arg, const qie_http_reply *r, qie_http_end end, const c
         it->fetched_any = true;
         if (c->part) {
             it->range_refusals = 0;
-            it->ranges_work = true;
+            f->ranges_work[c->endpoint] = true;
         }
     }
     if (c->write_status != QIE_OK) {

@@ -39,7 +39,7 @@ typedef struct qie_fetch_file {
     size_t endpoint; /* index of the hub in use */
     int failures;    /* since the last byte */
     int range_refusals, hash_failures, status_failures;
-    bool no_ranges, ranges_work, fetched_any, restart;
+    bool no_ranges, fetched_any, restart;
     double not_before;
     char url[QIE_HTTP_URL_MAX]; /* where the last answer came from; "" asks the hub */
     double url_at;
@@ -85,6 +85,7 @@ typedef struct qie_fetch {
     _Atomic bool network_done, give_up;
     _Atomic int n_hashers;
     int n_hash_threads; /* as many as are started */
+    bool ranges_work[QIE_HUB_ENDPOINTS_MAX]; /* this hub has answered one with its bytes */
     int64_t claim_bytes, window_bytes;
     double window_at, split_at, started_at, ticked_at;
 } qie_fetch;

@@ -124,6 +124,32 @@ test_longer_than_said = fault_test(longer=0.6)
 test_list_cut_on_the_way = fault_test(bad_json=0.5, limit=4)
 
 
+class Scripted(Faults):
+    """Every answer as its name's list says, cut in the middle."""
+
+    def __init__(self, **lists):
+        super().__init__()
+        self.lists = lists
+
+    def draw(self, name):
+        return bool(self.lists.get(name)) and self.lists[name].pop(0)
+
+    def between(self, a, b):
+        return (a + b) // 2
+
+
+def test_a_hub_that_has_answered_ranges_is_asked_again(folder):
+    """Whichever file it was: four answers with the whole in a row do not make the second file start again."""
+    files = {n: Entry(random.Random(size).randbytes(size), lfs=True) for n, size in (("a", 2000000), ("b", 3000000))}
+    # both are cut; then a's range comes, and b's is answered with the whole four times
+    faults = Scripted(cut=[True, True], whole=[False] + [True] * 4)
+    with FakeHub(files, faults=faults) as hub:
+        r = pull(hub, folder, "--jobs", "1")
+        same(r.json["dir"], hub.files)
+        equal(faults.lists["whole"], [])
+        equal(r.json["bytes_fetched"], 5000000)
+
+
 def test_ranges_that_fail_now_and_then_cost_nothing(folder):
     """Refused ranges are asked again, in any order of refusals: what is there is not fetched a second time."""
     files = {"a.bin": Entry(random.Random(1).randbytes(30000000), lfs=True)}
