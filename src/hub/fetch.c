@@ -1,9 +1,8 @@
 /* How the work is divided: index 0 of one qie_parallel_for is the network loop (every connection,
  * all decisions, all writes), the others hash. A file belongs to the network until its last byte is
  * there; the hasher only reads below `prefix`, and bytes below it are never written again, so no
- * lock is held while either works. What has been written in order is handed over in memory, so that
- * it need not be read back; a hasher that falls behind reads the file. The state changes that cross
- * over: COMPLETE (network -> hasher), DONE and DAMAGED (hasher -> network).
+ * lock is held while either works. The state changes that cross over: COMPLETE (network -> hasher),
+ * DONE and DAMAGED (hasher -> network).
  *
  * If the pool gives a single thread, the network loop ends when nothing is left to fetch, the
  * hashing follows, and qie_fetch_run starts another round for what was damaged. */
@@ -31,23 +30,14 @@
  * limits, and a file that arrives in order is hashed in step. */
 #define SPLIT_BELOW_BYTES_PER_S 3e8
 #define FIRST_CLAIM ((int64_t)32 << 20)
+#define LARGE_BYTES ((int64_t)1 << 20)
 #define MAX_CLAIM ((int64_t)1 << 30)
 #define CLAIM_SECONDS \
     4.0 /* of one connection's speed: long against a round trip, short against the end */
 /* Signed addresses live an hour or less. */
 #define URL_LIFETIME_S 600.0
 #define HASH_TRIES 5
-/* Pieces that may wait for the hashers: as much as stays in a processor's cache. */
-#define PIECES_MAX 32
-
-/* What one connection collects. */
-typedef struct qie_fetch_piece {
-    struct qie_fetch_piece *next;
-    int64_t at; /* in the file */
-    size_t n;
-    unsigned char data[BUFFER_BYTES];
-} piece;
-
+#define ASKING_MAX 4
 typedef struct conn {
     qie_fetch *f;
     qie_fetch_file *it;
@@ -56,6 +46,7 @@ typedef struct conn {
     size_t i_from, i_to; /* claimed segments */
     bool ranged, direct; /* asked for a range; asked at it->url */
     size_t endpoint;
+    bool answered; /* with a head */
     bool complete; /* the claim is filled */
     bool part;     /* answered with the range that was asked */
     int64_t got;
@@ -65,7 +56,9 @@ typedef struct conn {
     qie_status write_status;
     qie_error write_error;
     size_t fill;
-    piece *piece;
+    /* Its own and nobody else's, so that it stays in the cache of the processor that fills and
+     * writes it: handing such buffers over to a hasher cost a third of the network's time. */
+    unsigned char data[BUFFER_BYTES];
 } conn;
 
 /* ------------------------------------------------------------------ words */
@@ -167,90 +160,12 @@ static void open_file(qie_fetch *f, qie_fetch_file *it) {
 
 /* ------------------------------------------------------------------ one connection */
 
-/* Memory for a piece; NULL when there is none. */
-static piece *piece_memory(qie_fetch *f) {
-    qie_mutex_lock(&f->mutex);
-    piece *p = f->spare;
-    if (p)
-        f->spare = p->next;
-    qie_mutex_unlock(&f->mutex);
-    return p ? p : malloc(sizeof *p);
-}
-
-/* The same, or NULL when enough waits for the hashers already. */
-static piece *piece_take(qie_fetch *f) {
-    qie_mutex_lock(&f->mutex);
-    bool may = f->n_pieces < PIECES_MAX;
-    qie_mutex_unlock(&f->mutex);
-    return may ? piece_memory(f) : NULL;
-}
-
-static void piece_give(qie_fetch *f, piece *p) {
-    if (!p)
-        return;
-    qie_mutex_lock(&f->mutex);
-    p->next = f->spare;
-    f->spare = p;
-    qie_mutex_unlock(&f->mutex);
-}
-
-/* The piece's bytes continue the file without a gap: to the hasher with them, if it keeps up. */
-static void hand_over(conn *c, int64_t at) {
-    qie_fetch *f = c->f;
-    piece *fresh = c->it->file->hash == QIE_HASH_NONE ? NULL : piece_take(f), *p = c->piece;
-    if (!fresh)
-        return;
-    p->at = at;
-    p->n = c->fill;
-    p->next = NULL;
-    qie_mutex_lock(&f->mutex);
-    if (c->it->pieces)
-        c->it->last_piece->next = p;
-    else
-        c->it->pieces = p;
-    c->it->last_piece = p;
-    f->n_pieces++;
-    qie_mutex_unlock(&f->mutex);
-    c->piece = fresh;
-}
-
-/* The next piece at or before `at` that reaches beyond it, and where the first one behind begins.
- */
-static piece *piece_at(qie_fetch *f, qie_fetch_file *it, int64_t at, int64_t *until) {
-    piece *found = NULL;
-    qie_mutex_lock(&f->mutex);
-    while (it->pieces && !found && it->pieces->at <= at) {
-        piece *p = it->pieces;
-        it->pieces = p->next;
-        f->n_pieces--;
-        if (p->at + (int64_t)p->n > at)
-            found = p;
-        else {
-            p->next = f->spare;
-            f->spare = p;
-        }
-    }
-    *until = it->pieces ? it->pieces->at : INT64_MAX;
-    qie_mutex_unlock(&f->mutex);
-    return found;
-}
-
-static void pieces_drop(qie_fetch *f, qie_fetch_file *it) {
-    int64_t until;
-    piece_give(f, piece_at(f, it, INT64_MAX, &until));
-}
-
 static bool flush(conn *c) {
     if (c->write_status == QIE_OK && c->fill) {
         qie_fetch_file *it = c->it;
-        int64_t at = c->at;
-        c->write_status =
-            qie_partial_write(&it->part, at, c->piece->data, c->fill, &c->write_error);
+        c->write_status = qie_partial_write(&it->part, c->at, c->data, c->fill, &c->write_error);
         if (c->write_status == QIE_OK) {
-            bool next = atomic_load(&it->prefix) == at;
             c->at += (int64_t)c->fill;
-            if (next)
-                hand_over(c, at);
             publish_prefix(it);
         }
     }
@@ -316,8 +231,15 @@ static void count_range_refusal(const qie_fetch *f, qie_fetch_file *it) {
         it->no_ranges = true;
 }
 
+static void note_answer(conn *c) {
+    if (!c->answered)
+        c->f->n_asking--;
+    c->answered = true;
+}
+
 static bool on_head(void *arg, const qie_http_reply *r) {
     conn *c = arg;
+    note_answer(c);
     qie_fetch_file *it = c->it;
     int64_t size = it->file->size;
     if (r->status == 206) {
@@ -354,10 +276,19 @@ static bool on_head(void *arg, const qie_http_reply *r) {
     return true;
 }
 
+static void note_received(qie_fetch *f, int64_t n) {
+    f->bytes_received += n;
+    if (f->large_at > 0 || f->bytes_received < LARGE_BYTES)
+        return;
+    f->large_at = f->window_at = qie_now_s();
+    f->window_bytes = f->bytes_received;
+    f->bytes_per_s = 0;
+}
+
 static bool on_body(void *arg, const void *data, size_t n) {
     conn *c = arg;
     const unsigned char *p = data;
-    c->f->bytes_received += (int64_t)n;
+    note_received(c->f, (int64_t)n);
     if (c->skip > 0) {
         size_t drop = (int64_t)n < c->skip ? n : (size_t)c->skip;
         c->skip -= (int64_t)drop;
@@ -371,7 +302,7 @@ static bool on_body(void *arg, const void *data, size_t n) {
     c->got += (int64_t)n;
     while (n) {
         size_t take = BUFFER_BYTES - c->fill < n ? BUFFER_BYTES - c->fill : n;
-        memcpy(c->piece->data + c->fill, p, take);
+        memcpy(c->data + c->fill, p, take);
         c->fill += take;
         p += take;
         n -= take;
@@ -467,23 +398,18 @@ static void measure(qie_fetch *f, const conn *c) {
                                                          : (int64_t)claim;
 }
 
-static void conn_free(conn *c) {
-    if (c)
-        piece_give(c->f, c->piece);
-    free(c);
-}
-
 static void on_end(void *arg, const qie_http_reply *r, qie_http_end end, const char *text) {
     conn *c = arg;
     qie_fetch *f = c->f;
     qie_fetch_file *it = c->it;
     flush(c);
+    note_answer(c);
     it->n_connections--;
     f->n_connections--;
     for (size_t i = c->i_from; i < c->i_to; i++)
         it->claimed[i] = 0;
     if (f->fatal.status) {
-        conn_free(c);
+        free(c);
         return;
     }
     measure(f, c);
@@ -525,7 +451,7 @@ static void on_end(void *arg, const qie_http_reply *r, qie_http_end end, const c
             count_failure(f, it, -1);
         }
     }
-    conn_free(c);
+    free(c);
     if (it->open && it->n_connections == 0 && atomic_load(&it->state) == QIE_FETCH_QUEUED &&
         atomic_load(&it->prefix) == it->file->size)
         atomic_store(&it->state, QIE_FETCH_COMPLETE);
@@ -576,15 +502,11 @@ static bool start_one(qie_fetch *f, qie_fetch_file *it) {
     if (!find_run(f, it, &i_from, &i_to, &at, &end))
         return false;
     conn *c = calloc(1, sizeof *c);
-    if (c) {
-        c->f = f;
-        c->piece = piece_memory(f);
-    }
-    if (!c || !c->piece) {
-        conn_free(c);
+    if (!c) {
         qie_fail(&f->fatal, QIE_E_NO_MEMORY, NULL, "out of memory");
         return false;
     }
+    c->f = f;
     c->it = it;
     c->at = at;
     c->end = end;
@@ -613,7 +535,7 @@ static bool start_one(qie_fetch *f, qie_fetch_file *it) {
     };
     qie_error err = {0};
     if (qie_http_start(f->http, &q, &err) != QIE_OK) {
-        conn_free(c);
+        free(c);
         f->fatal = err;
         return false;
     }
@@ -621,7 +543,15 @@ static bool start_one(qie_fetch *f, qie_fetch_file *it) {
         it->claimed[i] = 1;
     it->n_connections++;
     f->n_connections++;
+    f->n_asking++;
+    f->asked_at = c->started;
     return true;
+}
+
+/* Measured while something large comes: the small files in front of it say nothing of the line. */
+static bool is_slow(const qie_fetch *f, double now) {
+    return f->bytes_per_s < SPLIT_BELOW_BYTES_PER_S &&
+           (f->large_at > 0 ? now - f->large_at > 0.2 : now - f->started_at > 0.5);
 }
 
 /* Another large file at once? As many as there are hashers, each of which then keeps in step with
@@ -633,8 +563,13 @@ static bool may_begin(const qie_fetch *f, const qie_fetch_file *it, double now) 
         return true;
     for (size_t i = 0; i < f->n_files; i++)
         n_large += f->files[i].n_connections > 0 && f->files[i].file->size > FIRST_CLAIM;
-    return n_large < f->n_hash_threads ||
-           (now - f->started_at > 0.1 && f->bytes_per_s < SPLIT_BELOW_BYTES_PER_S);
+    return n_large < f->n_hash_threads || is_slow(f, now);
+}
+
+/* Many small servers take five connections that nobody has accepted yet (Python's, say) and let the
+ * next one wait for a second: above this many without an answer, one more now and then. */
+static bool may_ask(const qie_fetch *f) {
+    return f->n_asking < ASKING_MAX || qie_now_s() - f->asked_at > 0.25;
 }
 
 static void schedule(qie_fetch *f) {
@@ -652,7 +587,6 @@ static void schedule(qie_fetch *f) {
                 continue;
             }
             it->hashed = 0;
-            pieces_drop(f, it);
             it->seen_etag[0] = it->url[0] = 0;
             it->fetched_any = false;
             if (qie_partial_reset(&it->part, it->file->etag, &e) != QIE_OK) {
@@ -670,7 +604,6 @@ static void schedule(qie_fetch *f) {
                 continue;
             qie_error e = {0};
             it->restart = false;
-            pieces_drop(f, it);
             it->seen_etag[0] = 0;
             if (qie_partial_reset(&it->part, it->file->etag, &e) != QIE_OK) {
                 f->fatal = e;
@@ -682,7 +615,8 @@ static void schedule(qie_fetch *f) {
             fail_file(it, NULL);
             continue;
         }
-        if (f->n_connections >= f->jobs || (it->n_connections == 0 && !may_begin(f, it, now)))
+        if (f->n_connections >= f->jobs || !may_ask(f) ||
+            (it->n_connections == 0 && !may_begin(f, it, now)))
             continue;
         if (!it->open) {
             open_file(f, it);
@@ -700,9 +634,8 @@ static void schedule(qie_fetch *f) {
         }
     }
     /* Spare connections go to the file with the most left, one after the other while that helps. */
-    if (most && f->n_connections < f->jobs && now - f->split_at > 0.1 &&
-        now - f->started_at > 0.1 && f->bytes_per_s < SPLIT_BELOW_BYTES_PER_S &&
-        most_left > QIE_PARTIAL_SEGMENT && !f->fatal.status) {
+    if (most && f->n_connections < f->jobs && may_ask(f) && now - f->split_at > 0.1 &&
+        is_slow(f, now) && most_left > QIE_PARTIAL_SEGMENT && !f->fatal.status) {
         f->split_at = now;
         start_one(f, most);
     }
@@ -824,19 +757,7 @@ static bool hash_some(qie_fetch *f, unsigned char *buffer, size_t cap) {
     if (!it->hash && it->file->hash != QIE_HASH_NONE)
         qie_hash_create(it->file->hash, it->file->size, &it->hash, &e);
     while (it->hashed < upto && !atomic_load(&f->give_up)) {
-        int64_t until;
-        piece *p = piece_at(f, it, it->hashed, &until);
-        if (p) {
-            size_t skip = (size_t)(it->hashed - p->at);
-            if (it->hash)
-                qie_hash_update(it->hash, p->data + skip, p->n - skip);
-            it->hashed = p->at + (int64_t)p->n;
-            piece_give(f, p);
-            continue;
-        }
-        if (until > upto)
-            until = upto;
-        size_t n = until - it->hashed < (int64_t)cap ? (size_t)(until - it->hashed) : cap;
+        size_t n = upto - it->hashed < (int64_t)cap ? (size_t)(upto - it->hashed) : cap;
         ssize_t got = pread(it->part.fd, buffer, n, it->hashed);
         if (got < 0 && errno == EINTR)
             continue;
@@ -920,13 +841,7 @@ qie_status qie_fetch_run(qie_fetch *f, qie_error *err) {
 
 void qie_fetch_release(qie_fetch *f) {
     for (size_t i = 0; i < f->n_files; i++) {
-        pieces_drop(f, &f->files[i]);
         set_done(&f->files[i]);
     }
-    for (piece *p = f->spare, *next; p; p = next) {
-        next = p->next;
-        free(p);
-    }
-    f->spare = NULL;
     qie_mutex_release(&f->mutex);
 }

@@ -48,7 +48,6 @@ typedef struct qie_fetch_file {
 
     _Atomic int64_t prefix; /* bytes without a gap: written by the network, read by the hasher */
     int64_t hashed;
-    struct qie_fetch_piece *pieces, *last_piece; /* written and still in memory, in order */
     qie_hash *hash;
     _Atomic bool hashing;
 } qie_fetch_file;
@@ -79,15 +78,16 @@ typedef struct qie_fetch {
     size_t n_hosts;
 
     /* private */
-    qie_mutex mutex;               /* of hashing, pieces, spare */
-    struct qie_fetch_piece *spare; /* memory for pieces */
-    int n_pieces;                  /* in all queues */
+    qie_mutex mutex; /* of hashing */
     _Atomic bool network_done, give_up;
     _Atomic int n_hashers;
-    int n_hash_threads; /* as many as are started */
+    int n_hash_threads;                      /* as many as are started */
     bool ranges_work[QIE_HUB_ENDPOINTS_MAX]; /* this hub has answered one with its bytes */
     int64_t claim_bytes, window_bytes;
     double window_at, split_at, started_at, ticked_at;
+    int n_asking; /* connections without an answer yet */
+    double asked_at;
+    double large_at; /* when the first large content began to come; 0: not yet */
 } qie_fetch;
 
 /* Fetch until every file is DONE or FAILED, or `stop` says so (QIE_E_CANCELLED). Partial files and
