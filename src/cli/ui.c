@@ -284,7 +284,8 @@ void cli_work(double part, const char *text, qie_json *event) {
     bool terminal = ui.terminal && !ui.json;
     bool due = terminal  ? now - ui.drawn_at >= REDRAW_S
                : ui.json ? now - told_at >= 1
-                         : now - told_at >= 60 || part >= told_part + 0.05 || part < told_part;
+                         : now - told_at >= 60 || (now - told_at >= 1 &&
+                                                   (part >= told_part + 0.05 || part < told_part));
     if (ui.quiet || !due) {
         qie_json_free(event);
         return;
