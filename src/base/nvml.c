@@ -124,13 +124,8 @@ static void read_processes(const nvml *n, nv_device d, qie_gpu *g) {
         int rc = n->processes[k](d, &count, n->v1[k] ? (void *)v1 : (void *)v2);
         if (rc == NV_INSUFFICIENT_SIZE)
             count = 0; /* more than anybody could read: told as not told */
-        if (rc != NV_OK) {
-            if (k == 0)
-                snprintf(g->error, sizeof g->error, "%.90s", words(n, rc));
+        if (rc != NV_OK)
             continue;
-        }
-        if (k == 0)
-            g->processes_told = true;
         for (unsigned i = 0; i < count && g->n_processes < QIE_GPU_PROCESSES_MAX; i++) {
             unsigned pid = n->v1[k] ? v1[i].pid : v2[i].pid;
             bool seen = false;
@@ -164,6 +159,11 @@ static void read_migs(const nvml *n, nv_device d, qie_gpu *g) {
     }
 }
 
+static void not_told(const nvml *n, int code, qie_gpu *g) {
+    g->code = code;
+    snprintf(g->error, sizeof g->error, "%.90s", words(n, code));
+}
+
 static void read_gpu(const nvml *n, unsigned index, qie_gpu *g) {
     nv_device d;
     nv_memory mem;
@@ -172,7 +172,7 @@ static void read_gpu(const nvml *n, unsigned index, qie_gpu *g) {
     g->total = g->free = g->used = -1;
     int rc = n->handle(index, &d);
     if (rc != NV_OK) {
-        snprintf(g->error, sizeof g->error, "%.90s", words(n, rc));
+        not_told(n, rc, g);
         return;
     }
     if (n->name)
@@ -189,7 +189,7 @@ static void read_gpu(const nvml *n, unsigned index, qie_gpu *g) {
         g->free = bytes_or_unknown(mem.free);
         g->used = bytes_or_unknown(mem.used);
     } else
-        snprintf(g->error, sizeof g->error, "%.90s", words(n, rc));
+        not_told(n, rc, g);
     read_migs(n, d, g);
     read_processes(n, d, g);
 }
@@ -200,11 +200,11 @@ static void probe_here(qie_gpus *out) {
     n.lib = dlopen(path && *path ? path : "libnvidia-ml.so.1", RTLD_NOW | RTLD_LOCAL);
     if (!n.lib) {
         out->state = QIE_GPUS_NO_DRIVER;
-        snprintf(out->detail, sizeof out->detail, "libnvidia-ml.so.1 is not installed");
         return;
     }
     if (!load(&n)) {
         out->state = QIE_GPUS_ERROR;
+        out->code = QIE_NVML_TOO_OLD;
         snprintf(out->detail, sizeof out->detail,
                  "libnvidia-ml lacks functions of every driver since 2018");
         return;
@@ -224,7 +224,8 @@ static void probe_here(qie_gpus *out) {
                      : rc == NV_NO_PERMISSION   ? QIE_GPUS_NO_PERMISSION
                      : rc == NV_GPU_LOST        ? QIE_GPUS_LOST
                                                 : QIE_GPUS_ERROR;
-        snprintf(out->detail, sizeof out->detail, "%.200s (NVML error %d)", words(&n, rc), rc);
+        out->code = rc;
+        snprintf(out->detail, sizeof out->detail, "%.200s", words(&n, rc));
         return;
     }
     for (unsigned i = 0; i < count && i < QIE_GPUS_MAX; i++)
@@ -280,8 +281,8 @@ void qie_gpus_probe(int timeout_ms, qie_gpus *out) {
         bool late = qie_now_s() >= end;
         memset(out, 0, sizeof *out);
         out->state = late ? QIE_GPUS_HUNG : QIE_GPUS_ERROR;
-        snprintf(out->detail, sizeof out->detail, "%s",
-                 late ? "the driver does not answer" : "the driver's library crashed");
+        out->code = late ? 0 : QIE_NVML_CRASHED;
+        snprintf(out->detail, sizeof out->detail, "%s", late ? "" : "its library crashed");
     }
     if (child > 0) {
         kill(child, SIGKILL);

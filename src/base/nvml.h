@@ -43,15 +43,19 @@ typedef struct qie_gpu {
     bool mig;                  /* divided into instances: only these can be used */
     int n_mig;
     qie_mig migs[QIE_MIG_MAX];
-    bool processes_told;
     int n_processes;
     qie_gpu_process processes[QIE_GPU_PROCESSES_MAX];
-    char error[96]; /* why numbers are missing; "" */
+    int code;       /* NVML's, why the memory is not told; 0: it is */
+    char error[96]; /* the driver's words for it; "" */
 } qie_gpu;
+
+#define QIE_NVML_CRASHED (-1) /* the library did, when it was asked */
+#define QIE_NVML_TOO_OLD (-2) /* it lacks functions of every driver since 2018 */
 
 typedef struct qie_gpus {
     qie_gpus_state state;
-    char detail[256]; /* the driver's words; "" when OK */
+    int code;         /* NVML's, or QIE_NVML_CRASHED, QIE_NVML_TOO_OLD; 0: none */
+    char detail[256]; /* the driver's words for it; "" when OK */
     char driver[80];  /* "550.54.15" */
     int cuda_version; /* 12040 for 12.4; 0: not told */
     int n;

@@ -24,6 +24,7 @@
 
 #define GIB 1073741824.0
 #define NETWORK_TIMEOUT_S 2
+#define NETWORK_END_S 4.4 /* after the start */
 #define RELEASED_BYTES ((int64_t)57700000000)
 
 qie_doctor_check *qie_doctor_say(qie_doctor *d, const char *id, qie_doctor_level level,
@@ -319,6 +320,51 @@ static void check_model(qie_doctor *d) {
 
 /* ------------------------------------------------------------------ network, port */
 
+/* Why, and what to do about it. `through`: ", through the proxy P", or nothing. */
+static void say_unreachable(qie_doctor *d, const char *url, const char *through, qie_http_end end,
+                            const char *why) {
+    static const char *const chinese[] = {[QIE_HTTP_NO_CONNECT] = "连接失败",
+                                          [QIE_HTTP_TLS] = "安全连接（TLS）失败",
+                                          [QIE_HTTP_PROXY_AUTH] = "代理要求密码",
+                                          [QIE_HTTP_CUT] = "连接中断",
+                                          [QIE_HTTP_STALLED] = "超时没有回答",
+                                          [QIE_HTTP_BAD_ANSWER] = "回答无效",
+                                          [QIE_HTTP_STOPPED] = "中断"};
+    bool zh = d->zh, matters = !d->model_complete && !d->o->is_demo;
+    /* The transfer's words begin with the host, which stands in front already. */
+    const char *cause = strstr(why, "://") ? strstr(why, ": ") : NULL;
+    cause = cause ? cause + 2 : why;
+    char words[400];
+    if (zh && cause[0])
+        snprintf(words, sizeof words, "%s（%s）", chinese[end], cause);
+    else
+        snprintf(words, sizeof words, "%s",
+                 zh         ? chinese[end]
+                 : cause[0] ? cause
+                            : "no answer in time");
+    qie_doctor_check *c = qie_doctor_say(
+        d, "network", matters && d->o->hub->n_endpoints == 1 ? QIE_DOCTOR_FAIL : QIE_DOCTOR_WARN,
+        zh ? "无法连接 %s%s：%s" : "%s cannot be reached%s: %s", url, through, words);
+    if (d->model_complete)
+        qie_doctor_mend(c, zh ? "模型已完整，不需要网络；设 HF_HUB_OFFLINE=1 可避免任何连接"
+                              : "the model is complete, so no network is needed; HF_HUB_OFFLINE=1 "
+                                "avoids every connection");
+    else if (end == QIE_HTTP_TLS)
+        qie_doctor_mend(c, zh ? "若公司代理用自己的证书签发连接：export SSL_CERT_FILE=证书文件.pem"
+                              : "if a proxy of your company signs the connections: export "
+                                "SSL_CERT_FILE=FILE-WITH-ITS-CERTIFICATE.pem");
+    else if (end == QIE_HTTP_PROXY_AUTH)
+        qie_doctor_mend(c,
+                        zh ? "在代理地址中写入密码：export HTTPS_PROXY=http://用户:密码@主机:端口"
+                           : "name the password in the proxy's address: export "
+                             "HTTPS_PROXY=http://USER:PASSWORD@HOST:PORT");
+    else
+        qie_doctor_mend(c, zh ? "设置镜像：export HF_ENDPOINT=https://hf-mirror.com（或 "
+                                "https://www.modelscope.cn），或设置 HTTPS_PROXY"
+                              : "name a mirror: export HF_ENDPOINT=https://hf-mirror.com (or "
+                                "https://www.modelscope.cn), or set HTTPS_PROXY");
+}
+
 static void check_network(qie_doctor *d) {
     const qie_hub_settings *s = d->o->hub;
     bool zh = d->zh;
@@ -336,19 +382,32 @@ static void check_network(qie_doctor *d) {
     ho.ca_bundle = s->ca_bundle;
     ho.user_agent = "qwen-edit/" QIE_VERSION;
     qie_http *h = NULL;
+    /* At most two seconds, and what a driver without an answer has left of the five. */
     double until = qie_now_s() + NETWORK_TIMEOUT_S;
-    for (size_t i = 0; i < s->n_endpoints && qie_http_create(&ho, &h, NULL) == QIE_OK; i++) {
+    if (until > d->started + NETWORK_END_S)
+        until = d->started + NETWORK_END_S;
+    size_t n = qie_http_create(&ho, &h, NULL) == QIE_OK ? s->n_endpoints : 0;
+    for (size_t i = 0; i < n; i++) {
         const qie_endpoint *e = &s->endpoints[i];
+        int left_s = (int)(until - qie_now_s() + 0.5);
+        if (left_s <= 0) {
+            qie_doctor_say(d, "network", QIE_DOCTOR_INFO,
+                           zh ? "%s 未检查：时间不够" : "%s was not asked: no time left", e->url);
+            break;
+        }
         qie_http_request q = {
-            .head = true, .url = e->url, .from = -1, .to = -1, .timeout_s = NETWORK_TIMEOUT_S};
+            .head = true, .url = e->url, .from = -1, .to = -1, .timeout_s = left_s};
         qie_http_reply r;
         char why[256] = "", proxy[300], through[360] = "";
         double t0 = qie_now_s();
-        qie_http_end end = t0 < until
-                               ? qie_http_fetch(h, &q, 65536, NULL, NULL, &r, why, NULL, NULL)
-                               : QIE_HTTP_STALLED;
+        qie_http_end end = qie_http_fetch(h, &q, 65536, NULL, NULL, &r, why, NULL, NULL);
         double ms = (qie_now_s() - t0) * 1000;
         bool ok = end == QIE_HTTP_OK || end == QIE_HTTP_REDIRECT;
+        if (ok && (r.status >= 500 || r.status == 407)) { /* a gateway's or proxy's own words */
+            ok = false;
+            end = QIE_HTTP_BAD_ANSWER;
+            snprintf(why, sizeof why, "HTTP %d", r.status);
+        }
         qie_http_proxy_for(e->url, proxy, sizeof proxy);
         if (proxy[0])
             snprintf(through, sizeof through, zh ? "，经代理 %s" : ", through the proxy %s", proxy);
@@ -356,27 +415,8 @@ static void check_network(qie_doctor *d) {
             qie_doctor_say(d, "network", QIE_DOCTOR_OK,
                            zh ? "%s 可达（%.0f 毫秒%s）" : "%s answers (%.0f ms%s)", e->url, ms,
                            through);
-        else {
-            /* The transfer's words begin with the host, which stands in front already. */
-            const char *cause = strstr(why, "://") ? strstr(why, ": ") : NULL;
-            cause = cause ? cause + 2 : why;
-            bool matters = !d->model_complete && !d->o->is_demo;
-            qie_doctor_check *c = qie_doctor_say(
-                d, "network", matters && s->n_endpoints == 1 ? QIE_DOCTOR_FAIL : QIE_DOCTOR_WARN,
-                zh ? "无法连接 %s%s：%s" : "%s cannot be reached%s: %s", e->url, through,
-                cause[0] ? cause : (zh ? "超时" : "no answer in time"));
-            if (d->model_complete)
-                qie_doctor_mend(
-                    c, zh ? "模型已完整，不需要网络；设 HF_HUB_OFFLINE=1 可避免任何连接"
-                          : "the model is complete, so no network is needed; HF_HUB_OFFLINE=1 "
-                            "avoids every connection");
-            else
-                qie_doctor_mend(c,
-                                zh ? "设置镜像：export HF_ENDPOINT=https://hf-mirror.com（或 "
-                                     "https://www.modelscope.cn），或设置 HTTPS_PROXY"
-                                   : "name a mirror: export HF_ENDPOINT=https://hf-mirror.com (or "
-                                     "https://www.modelscope.cn), or set HTTPS_PROXY");
-        }
+        else
+            say_unreachable(d, e->url, through, end, why);
         qie_json *o = qie_json_new_object();
         qie_json_put(o, "endpoint", qie_json_new_string(e->url));
         qie_json_put(o, "reachable", qie_json_new_bool(ok));
@@ -384,9 +424,8 @@ static void check_network(qie_doctor *d) {
         qie_json_put(o, "proxy", proxy[0] ? qie_json_new_string(proxy) : qie_json_new_null());
         qie_json_put(o, "error", ok ? qie_json_new_null() : qie_json_new_string(why));
         qie_json_push(list, o);
-        qie_http_destroy(h);
-        h = NULL;
     }
+    qie_http_destroy(h);
     qie_json_put(d->r->details, "network", list);
 }
 
@@ -432,7 +471,10 @@ static void choose_next(qie_doctor *d) {
     bool zh = d->zh;
     for (size_t i = 0; i < r->n; i++)
         if (r->checks[i].level == QIE_DOCTOR_FAIL && r->checks[i].remedy[0]) {
-            snprintf(r->next, sizeof r->next, "%s", r->checks[i].remedy);
+            const char *cpu = zh ? "；在此之前可在 CPU 上运行：" QIE_CPU_COMMAND
+                                 : "; until then run on the CPU: " QIE_CPU_COMMAND;
+            snprintf(r->next, sizeof r->next, "%s%s", r->checks[i].remedy,
+                     !strcmp(r->checks[i].id, "driver") ? cpu : "");
             return;
         }
     if (!d->o->model_dir)
@@ -447,12 +489,12 @@ static void choose_next(qie_doctor *d) {
 void qie_doctor_run(const qie_doctor_options *options, qie_doctor_report *out) {
     memset(out, 0, sizeof *out);
     qie_doctor *d = calloc(1, sizeof *d);
-    double t0 = qie_now_s();
     out->details = qie_json_new_object();
     if (!d) {
         out->n_failed = 1;
         return;
     }
+    d->started = qie_now_s();
     d->o = options;
     d->r = out;
     d->zh = options->chinese;
@@ -466,7 +508,7 @@ void qie_doctor_run(const qie_doctor_options *options, qie_doctor_report *out) {
     check_network(d);
     check_port(d);
     choose_next(d);
-    out->seconds = qie_now_s() - t0;
+    out->seconds = qie_now_s() - d->started;
     free(d);
 }
 

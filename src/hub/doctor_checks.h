@@ -7,11 +7,13 @@
 #include "hub/doctor.h"
 
 #define QIE_NVML_TIMEOUT_MS 2500
+#define QIE_CPU_COMMAND "qwen-edit edit ... --device cpu --max-side 512 -s 10"
 
 typedef struct qie_doctor {
     const qie_doctor_options *o;
     qie_doctor_report *r;
     bool zh;
+    double started;
     qie_gpus gpus;
     qie_gpu_choice visible[QIE_GPUS_MAX];
     int n_visible;

@@ -13,88 +13,101 @@ static double gib(int64_t bytes) {
     return (double)bytes / GIB;
 }
 
+static qie_json *bytes_json(int64_t n) {
+    return n >= 0 ? qie_json_new_int(n) : qie_json_new_null();
+}
+
 /* ------------------------------------------------------------------ GPUs */
 
+/* ": what the driver says", in the user's language where the code is a usual one; the number is
+ * what one searches for. */
+static void driver_words(bool zh, int code, const char *english, char *out, size_t cap) {
+    static const struct {
+        int code;
+        const char *chinese;
+    } known[] = {{QIE_NVML_CRASHED, "其库崩溃了"},
+                 {QIE_NVML_TOO_OLD, "libnvidia-ml 太旧（缺少 2018 年以来各版驱动都有的函数）"},
+                 {3, "不支持"},
+                 {4, "权限不足"},
+                 {6, "找不到设备"},
+                 {8, "供电不足"},
+                 {10, "超时"},
+                 {12, "找不到库文件"},
+                 {13, "找不到函数"},
+                 {16, "GPU 需要重置"},
+                 {17, "被操作系统或控制组阻止"},
+                 {20, "主机内存不足"},
+                 {999, "未知错误"}};
+    const char *text = english;
+    for (size_t i = 0; zh && i < sizeof known / sizeof *known; i++)
+        if (known[i].code == code)
+            text = known[i].chinese;
+    int n = snprintf(out, cap, "%s%s", !text[0] ? "" : zh ? "：" : ": ", text);
+    if (code > 0 && n >= 0 && (size_t)n < cap)
+        snprintf(out + n, cap - (size_t)n, zh ? "（NVML 错误 %d）" : " (NVML error %d)", code);
+}
+
 static void check_driver(qie_doctor *d) {
+    /* English and Chinese: what is wrong, and what to do. */
+    static const struct {
+        const char *text[2], *mend[2];
+    } failures[] = {
+        [QIE_GPUS_NOT_LOADED] = {{"the driver's library is installed but its kernel module is not "
+                                  "loaded",
+                                  "驱动的库已安装，但内核模块没有加载"},
+                                 {"type sudo modprobe nvidia; if that fails, install the driver "
+                                  "again for this kernel and reboot",
+                                  "执行 sudo modprobe nvidia；若失败，针对当前内核重装驱动并重启"}},
+        [QIE_GPUS_MISMATCH] = {{"the driver's library and the running kernel module are of "
+                                "different versions (it was updated and not restarted)",
+                                "驱动的库与正在运行的内核模块版本不同（升级后未重启）"},
+                               {"reboot the machine: before that no program can use the GPUs",
+                                "重启机器，重启之前任何程序都无法使用 GPU"}},
+        [QIE_GPUS_NO_PERMISSION] = {{"no permission to use the GPU devices",
+                                     "没有权限使用 GPU 设备"},
+                                    {"look at ls -l /dev/nvidia*; ask the administrator to put "
+                                     "your user into that group, or start the container with "
+                                     "--gpus all",
+                                     "检查 ls -l /dev/nvidia*；请管理员把你的用户加入该组，或在"
+                                     "启动容器时加 --gpus all"}},
+        [QIE_GPUS_LOST] = {{"a GPU has fallen off the bus", "有 GPU 已掉线"},
+                           {"reboot the machine; if it happens again, check power and cooling",
+                            "重启机器；若再次发生，请检查电源和散热"}},
+        [QIE_GPUS_HUNG] = {{"the driver did not answer within 2.5 s", "驱动在 2.5 秒内没有回答"},
+                           {"look at sudo dmesg | grep -i xid; usually a reboot is needed",
+                            "查看 sudo dmesg | grep -i xid；通常需要重启"}},
+        [QIE_GPUS_ERROR] = {{"the driver does not work", "驱动无法工作"},
+                            {"type nvidia-smi: when that fails too, install the driver again "
+                             "and reboot",
+                             "执行 nvidia-smi：若它也报错，重装驱动并重启"}},
+    };
     const qie_gpus *g = &d->gpus;
     bool zh = d->zh;
-    qie_doctor_check *c;
-    switch (g->state) {
-    case QIE_GPUS_OK:
-        if (g->n == 0) {
-            qie_doctor_say(
-                d, "driver", QIE_DOCTOR_INFO,
-                zh ? "NVIDIA 驱动 %s 已安装，但没有 GPU（容器需要 --gpus all）"
-                   : "the NVIDIA driver %s is there but shows no GPU (a container needs --gpus "
-                     "all)",
-                g->driver);
-            return;
-        }
+    if (g->state == QIE_GPUS_NO_DRIVER)
+        qie_doctor_say(d, "driver", QIE_DOCTOR_INFO,
+                       zh ? "没有 NVIDIA 驱动（或容器未带驱动启动）"
+                          : "no NVIDIA driver (or a container started without one)");
+    else if (g->state == QIE_GPUS_OK && g->n == 0)
+        qie_doctor_say(
+            d, "driver", QIE_DOCTOR_INFO,
+            zh ? "NVIDIA 驱动 %s 已安装，但没有 GPU（容器需要 --gpus all）"
+               : "the NVIDIA driver %s is there but shows no GPU (a container needs --gpus all)",
+            g->driver);
+    else if (g->state == QIE_GPUS_OK)
         qie_doctor_say(d, "driver", QIE_DOCTOR_OK,
                        zh ? "NVIDIA 驱动 %s，CUDA %d.%d，%d 张 GPU%.0s"
                           : "NVIDIA driver %s, CUDA %d.%d, %d GPU%s",
                        g->driver[0] ? g->driver : "?", g->cuda_version / 1000,
                        g->cuda_version % 1000 / 10, g->n, g->n == 1 ? "" : "s");
-        return;
-    case QIE_GPUS_NO_DRIVER:
-        qie_doctor_say(d, "driver", QIE_DOCTOR_INFO,
-                       zh ? "没有 NVIDIA 驱动（或容器未带驱动启动）"
-                          : "no NVIDIA driver (or a container started without one)");
-        return;
-    case QIE_GPUS_NOT_LOADED:
-        c = qie_doctor_say(
-            d, "driver", QIE_DOCTOR_FAIL,
-            zh ? "驱动的库已安装，但内核模块没有加载：%s"
-               : "the driver's library is installed but its kernel module is not loaded: %s",
-            g->detail);
-        qie_doctor_mend(
-            c, zh ? "执行 sudo modprobe nvidia；若失败，针对当前内核重装驱动并重启"
-                  : "type sudo modprobe nvidia; if that fails, install the driver again for this "
-                    "kernel and reboot");
-        return;
-    case QIE_GPUS_MISMATCH:
-        c = qie_doctor_say(
-            d, "driver", QIE_DOCTOR_FAIL,
-            zh ? "驱动的库与正在运行的内核模块版本不同（升级后未重启）：%s"
-               : "the driver's library and the running kernel module are of different versions "
-                 "(it was updated "
-                 "and not restarted): %s",
-            g->detail);
-        qie_doctor_mend(
-            c, zh ? "重启机器；在此之前任何程序都无法使用 GPU，可先用 --device cpu"
-                  : "reboot the machine; until then no program can use the GPUs, and --device cpu "
-                    "works");
-        return;
-    case QIE_GPUS_NO_PERMISSION:
-        c = qie_doctor_say(d, "driver", QIE_DOCTOR_FAIL,
-                           zh ? "没有权限使用 GPU 设备：%s"
-                              : "no permission to use the GPU devices: %s",
-                           g->detail);
-        qie_doctor_mend(
-            c, zh ? "检查 ls -l /dev/nvidia*；请管理员把你的用户加入该组，或在容器中使用 --gpus"
-                  : "look at ls -l /dev/nvidia*; ask the administrator to put your user into that "
-                    "group, or start "
-                    "the container with --gpus");
-        return;
-    case QIE_GPUS_LOST:
-        c = qie_doctor_say(d, "driver", QIE_DOCTOR_FAIL,
-                           zh ? "有 GPU 已掉线：%s" : "a GPU has fallen off the bus: %s",
-                           g->detail);
-        qie_doctor_mend(c, zh ? "重启机器；若再次发生，请检查电源和散热"
-                              : "reboot the machine; if it happens again, check power and cooling");
-        return;
-    case QIE_GPUS_HUNG:
-        c = qie_doctor_say(d, "driver", QIE_DOCTOR_FAIL,
-                           zh ? "驱动在 2.5 秒内没有回答"
-                              : "the driver did not answer within 2.5 s");
-        qie_doctor_mend(c, zh ? "查看 dmesg | grep -i xid；通常需要重启"
-                              : "look at dmesg | grep -i xid; usually a reboot is needed");
-        return;
-    case QIE_GPUS_ERROR: break;
+    else {
+        char words[300];
+        /* In Chinese the text in front says it already, except of an error without a name. */
+        driver_words(zh, g->code, zh && g->state != QIE_GPUS_ERROR ? "" : g->detail, words,
+                     sizeof words);
+        qie_doctor_check *c = qie_doctor_say(d, "driver", QIE_DOCTOR_FAIL, "%s%s",
+                                             failures[g->state].text[zh], words);
+        qie_doctor_mend(c, "%s", failures[g->state].mend[zh]);
     }
-    c = qie_doctor_say(d, "driver", QIE_DOCTOR_FAIL,
-                       zh ? "驱动报错：%s" : "the driver reports an error: %s", g->detail);
-    qie_doctor_mend(c, zh ? "执行 nvidia-smi 查看详情" : "type nvidia-smi to see more");
 }
 
 /* One process on one card. */
@@ -152,13 +165,13 @@ static void check_process(qie_doctor *d, const qie_gpu *g, bool visible, const q
     if (visible && !p->graphics && weight > d->culprit_bytes) {
         d->culprit_bytes = weight;
         snprintf(d->culprit, sizeof d->culprit,
-                 zh ? "占用 GPU %2$d 的 %1$.200s" : "%.200s on GPU %d", who, g->index);
+                 zh ? "占用 GPU %2$d 的%3$s%1$.200s" : "%1$.200s on GPU %2$d%3$.0s", who, g->index,
+                 who[0] & 0x80 ? "" : " "); /* a blank only before Latin letters */
         snprintf(d->stop_it, sizeof d->stop_it, "%s", stop);
     }
     qie_json *o = qie_json_new_object();
     qie_json_put(o, "pid", qie_json_new_int(p->pid));
-    qie_json_put(o, "bytes",
-                 p->used_bytes >= 0 ? qie_json_new_int(p->used_bytes) : qie_json_new_null());
+    qie_json_put(o, "bytes", bytes_json(p->used_bytes));
     qie_json_put(o, "name", i.found ? qie_json_new_string(i.name) : qie_json_new_null());
     qie_json_put(o, "kind", qie_json_new_string(i.kind));
     qie_json_put(o, "owner", qie_json_new_string(i.owner));
@@ -168,7 +181,7 @@ static void check_process(qie_doctor *d, const qie_gpu *g, bool visible, const q
     qie_json_push(list, o);
 }
 
-static void check_mig(qie_doctor *d, const qie_gpu *g) {
+static void check_mig(qie_doctor *d, const qie_gpu *g, qie_json *list) {
     bool zh = d->zh;
     if (!g->mig)
         return;
@@ -177,6 +190,11 @@ static void check_mig(qie_doctor *d, const qie_gpu *g) {
         size_t n = strlen(sizes);
         snprintf(sizes + n, sizeof sizes - n, "%s%.1f/%.1f GiB", i ? ", " : "",
                  gib(g->migs[i].free), gib(g->migs[i].total));
+        qie_json *o = qie_json_new_object();
+        qie_json_put(o, "uuid", qie_json_new_string(g->migs[i].uuid));
+        qie_json_put(o, "bytes_total", bytes_json(g->migs[i].total));
+        qie_json_put(o, "bytes_free", bytes_json(g->migs[i].free));
+        qie_json_push(list, o);
     }
     qie_doctor_check *c = qie_doctor_say(
         d, "mig", QIE_DOCTOR_WARN,
@@ -206,6 +224,7 @@ static void check_gpu(qie_doctor *d, int i, qie_json *list) {
     const qie_gpu *g = &d->gpus.gpus[i];
     bool zh = d->zh, visible = is_visible(d, i);
     qie_json *o = qie_json_new_object(), *processes = qie_json_new_array();
+    qie_json *instances = qie_json_new_array();
     const char *hidden = visible ? ""
                          : zh    ? "（CUDA_VISIBLE_DEVICES 中没有）"
                                  : " (not in CUDA_VISIBLE_DEVICES)";
@@ -215,11 +234,13 @@ static void check_gpu(qie_doctor *d, int i, qie_json *list) {
                           : "GPU %d: %s, %.1f GiB in all, %.1f GiB free, %.1f GiB in use%s",
                        g->index, g->name, gib(g->total), gib(g->free), gib(g->used), hidden);
     else {
+        char words[200];
+        driver_words(zh, g->code, g->error, words, sizeof words);
         qie_doctor_check *c =
             qie_doctor_say(d, "gpu", QIE_DOCTOR_WARN,
-                           zh ? "GPU %d：%s，驱动不告知其显存（%s）%s"
-                              : "GPU %d: %s, the driver does not tell its memory (%s)%s",
-                           g->index, g->name, g->error, hidden);
+                           zh ? "GPU %d：%s，驱动不告知其显存%s%s"
+                              : "GPU %d: %s, the driver does not tell its memory%s%s",
+                           g->index, g->name, words, hidden);
         qie_doctor_mend(c, zh ? "检查 ls -l /dev/nvidia* 的权限"
                               : "look at the permissions in ls -l /dev/nvidia*");
     }
@@ -252,18 +273,18 @@ static void check_gpu(qie_doctor *d, int i, qie_json *list) {
             snprintf(d->stop_it, sizeof d->stop_it, "sudo fuser -v /dev/nvidia%d", g->index);
         }
     }
-    check_mig(d, g);
+    check_mig(d, g, instances);
     qie_json_put(o, "index", qie_json_new_int(g->index));
     qie_json_put(o, "name", qie_json_new_string(g->name));
     qie_json_put(o, "uuid", qie_json_new_string(g->uuid));
     qie_json_put(o, "bus", qie_json_new_string(g->bus));
     qie_json_put(o, "visible", qie_json_new_bool(visible));
-    qie_json_put(o, "bytes_total",
-                 g->total >= 0 ? qie_json_new_int(g->total) : qie_json_new_null());
-    qie_json_put(o, "bytes_free", g->free >= 0 ? qie_json_new_int(g->free) : qie_json_new_null());
-    qie_json_put(o, "bytes_used", g->used >= 0 ? qie_json_new_int(g->used) : qie_json_new_null());
+    qie_json_put(o, "bytes_total", bytes_json(g->total));
+    qie_json_put(o, "bytes_free", bytes_json(g->free));
+    qie_json_put(o, "bytes_used", bytes_json(g->used));
     qie_json_put(o, "compute_capability", qie_json_new_double(g->cc_major + g->cc_minor / 10.0));
     qie_json_put(o, "mig", qie_json_new_bool(g->mig));
+    qie_json_put(o, "instances", instances);
     qie_json_put(o, "processes", processes);
     qie_json_push(list, o);
 }
@@ -372,10 +393,9 @@ static void mend_no_room(const qie_doctor *d, const qie_placement *p, qie_doctor
     else if (d->culprit[0])
         snprintf(first, sizeof first, zh ? "停止%s（%s），或" : "stop %s (%s), or ", d->culprit,
                  d->stop_it);
-    qie_doctor_mend(c,
-                    zh ? "%s%s在 CPU 上运行：qwen-edit edit … --device cpu --max-side 512 -s 10"
-                       : "%s%srun on the CPU: qwen-edit edit ... --device cpu --max-side 512 -s 10",
-                    first, head);
+    qie_doctor_mend(
+        c, zh ? "%s%s在 CPU 上运行：" QIE_CPU_COMMAND : "%s%srun on the CPU: " QIE_CPU_COMMAND,
+        first, head);
 }
 
 void qie_doctor_check_placement(qie_doctor *d) {

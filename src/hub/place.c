@@ -9,8 +9,6 @@
 #include "base/error.h"
 #include "hub/doctor_checks.h"
 
-#define CPU_COMMAND "--device cpu --max-side 512 -s 10"
-
 /* The demo is small beside what a CUDA context takes anyway. */
 static void demo_model(qie_placement_model *m) {
     qie_placement_scaled(16 << 20, 4 << 20, 4 << 20, m);
@@ -54,8 +52,8 @@ static qie_status refuse(const asked *a, qie_status status, const qie_doctor_che
     return qie_fail(err, status, demand(a->o), "%s%s%s%s", text,
                     c && c->remedy[0] ? (zh ? "；" : "; ") : "", c ? c->remedy : "",
                     !with_cpu ? ""
-                    : zh      ? "；或在 CPU 上运行：" CPU_COMMAND
-                              : "; or run on the CPU: " CPU_COMMAND);
+                    : zh      ? "；或在 CPU 上运行：" QIE_CPU_COMMAND
+                              : "; or run on the CPU: " QIE_CPU_COMMAND);
 }
 
 /* ------------------------------------------------------------------ which cards */

@@ -1,6 +1,7 @@
 """doctor against recorded situations of the NVIDIA driver, of /proc and of control groups."""
 import json
 import os
+import socket
 import sys
 import time
 
@@ -144,6 +145,7 @@ def test_two_cards_shard(folder):
 def test_mig_only_instances_count(folder):
     j, text = doctor(folder, gpu(0, 80, 1, mig=1) + "mig 0 MIG-11111111-2222 %d %d\n" % (20 * G, 19 * G), rc=0)
     equal(j["placement"]["best"], "streamed")
+    equal(j["gpus"]["cards"][0]["instances"], [{"uuid": "MIG-11111111-2222", "bytes_total": 20 * G, "bytes_free": 19 * G}])
     check("MIG mode" in text and "CUDA_VISIBLE_DEVICES=MIG-11111111-2222" in text, text)
 
 
@@ -195,6 +197,8 @@ def test_driver_hangs_ends_in_time(folder):
 def test_driver_library_crashes(folder):
     j, text = doctor(folder, "crash 1\n", rc=7)
     equal(j["gpus"]["state"], "error")
+    check("the driver does not work: its library crashed" in text, text)
+    check("until then run on the CPU: qwen-edit edit" in j["next"], j["next"])
 
 
 def test_no_driver_one_line(folder):
@@ -243,6 +247,27 @@ def test_chinese(folder):
     j, text = doctor(folder, gpu(5, 80, 75) + "proc 0 4711 %d 0\n" % (21 * G), lang="zh_CN.UTF-8", setup=setup, rc=7)
     check("vLLM 进程（pid 4711，容器 3f2a9b1c3f2a…，用户 root）占用 GPU 0 的 21.0 GiB 显存" in text, text)
     check("没有一张 GPU 放得下" in text and "下一步：停止" in text, text)
+
+
+def test_chinese_has_no_english_of_the_driver(folder):
+    for nvml, words in (("init 18\n", "版本不同（升级后未重启）（NVML 错误 18）"), ("init 17\n", "被操作系统或控制组阻止（NVML 错误 17）"),
+                        ("crash 1\n", "驱动无法工作：其库崩溃了")):
+        j, text = doctor(folder, nvml, lang="zh_CN.UTF-8", rc=7)
+        check(words in text, text)
+        check("在此之前可在 CPU 上运行" in j["next"], j["next"])
+    j, text = doctor(folder, gpu(0, 80, 0, memory_code=4), lang="zh_CN.UTF-8")
+    check("驱动不告知其显存：权限不足（NVML 错误 4）" in text, text)
+
+
+def test_everything_silent_ends_in_time(folder):
+    """Neither the driver nor any hub answers: doctor() checks the five seconds."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        s.listen(50)
+        url = "http://127.0.0.1:%d" % s.getsockname()[1]
+        j, text = doctor(folder, "hang 20\n", HF_ENDPOINT=url + "," + url + "/other", rc=7)
+        equal([n["reachable"] for n in j["network"]], [False])
+        check(url + "/other was not asked: no time left" in text, text)
 
 
 def test_offline_and_unreachable(folder):
