@@ -285,6 +285,25 @@ qie_status qie_file_write_note(const char *path, const void *data, size_t n, qie
     return e ? qie_fail(err, QIE_E_IO, path, "cannot write '%s': %s", path, strerror(e)) : QIE_OK;
 }
 
+void qie_shell_word(const char *text, char *out, size_t cap) {
+    size_t n = 0;
+    snprintf(out, cap, "''");
+    for (const char *p = text; *p; p++)
+        n += *p == '\'' ? 4 : 1;
+    if (n + 3 > cap)
+        return;
+    char *o = out;
+    *o++ = '\'';
+    for (const char *p = text; *p; p++) {
+        if (*p == '\'') { /* ends the quotes, comes by itself, and begins them again */
+            memcpy(o, "'\\''", 4);
+            o += 4;
+        } else
+            *o++ = *p;
+    }
+    memcpy(o, "'", 2);
+}
+
 qie_status qie_mkdirs(const char *path, qie_error *err) {
     char buf[PATH_MAX];
     QIE_FAIL_IF(strlen(path) >= sizeof buf, QIE_E_IO, err, path, "path '%s' is too long", path);

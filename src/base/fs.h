@@ -43,6 +43,8 @@ qie_status qie_file_check_writable(const char *path, qie_error *err);
 void qie_file_remove_partial(void);
 /* All of it at the descriptor's place; 0 or an errno. */
 int qie_write_all(int fd, const void *data, size_t n);
+/* `text` as one word of a shell's command line, in quotes; "''" where it does not fit. */
+void qie_shell_word(const char *text, char *out, size_t cap);
 /* mkdir -p. */
 qie_status qie_mkdirs(const char *path, qie_error *err);
 

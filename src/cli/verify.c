@@ -114,6 +114,7 @@ qie_status cli_run_verify(cli_values *v, qie_error *err) {
     cli_interrupt_set_polled(true);
     w.problems = qie_json_new_array();
     qie_verify_options o = {.dir = dir,
+                            .cache = cli_text(v, OPT_CACHE_DIR, NULL),
                             .include = include->texts,
                             .n_include = include->n,
                             .exclude = exclude->texts,

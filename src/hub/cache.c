@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -282,14 +283,15 @@ bool qie_cache_repo_of(const char *dir, char *repo, size_t cap) {
 
 qie_status qie_hub_check_complete(const char *dir, qie_error *err) {
     first_missing f = {0};
-    char repo[128];
+    char repo[128], word[PATH_MAX + 300];
     if (!qie_model_missing(dir, note_missing, &f))
         return QIE_OK;
+    qie_shell_word(dir, word, sizeof word);
     bool cached = qie_cache_repo_of(dir, repo, sizeof repo);
     return qie_fail(err, QIE_E_NOT_FOUND, "model",
                     "'%s' is not complete, %d file%s missing (%s%s): type %s%s%s", dir, f.n,
                     f.n == 1 ? " is" : "s are", f.names, f.n > 3 ? ", ..." : "", "qwen-edit pull ",
-                    cached ? repo : "REPO --local-dir ", cached ? "" : dir);
+                    cached ? repo : "REPO --local-dir ", cached ? "" : word);
 }
 
 /* ------------------------------------------------------------------ locks */

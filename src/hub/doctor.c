@@ -4,6 +4,7 @@
 #include <arpa/inet.h>
 #include <dirent.h>
 #include <errno.h>
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -278,8 +279,9 @@ static void check_model(qie_doctor *d) {
         weights_in(o->model_dir, "vae", &s);
         d->model_complete = missing == 0;
         if (missing) {
-            char repo[128];
+            char repo[128], word[PATH_MAX + 300];
             bool cached = qie_cache_repo_of(o->model_dir, repo, sizeof repo);
+            qie_shell_word(o->model_dir, word, sizeof word);
             c = qie_doctor_say(d, "model", QIE_DOCTOR_FAIL,
                                zh ? "模型 %s 不完整，缺 %zu 个文件%.0s（%s）"
                                   : "the model in %s is not complete: %zu file%s missing (%s)",
@@ -287,7 +289,7 @@ static void check_model(qie_doctor *d) {
             if (cached)
                 qie_doctor_mend(c, "qwen-edit pull %s", repo);
             else
-                qie_doctor_mend(c, "qwen-edit pull --local-dir '%s'", o->model_dir);
+                qie_doctor_mend(c, "qwen-edit pull --local-dir %s", word);
         } else {
             double share = s.cached_weight > 0 ? s.cached / (double)s.cached_weight : -1;
             double speed = s.largest[0] ? qie_file_disk_speed(s.largest, 0.3) : -1;

@@ -44,6 +44,7 @@ typedef struct verify {
     qie_verify_result *out;
     char repo[128], revision[48]; /* for remedies */
     bool cached;
+    char cache[PATH_MAX + 64]; /* that the folder lies in */
     check *checks;
     size_t n, cap;
     int64_t bytes;
@@ -57,18 +58,32 @@ static qie_status no_memory(qie_error *err) {
 
 /* ------------------------------------------------------------------ words */
 
+/* The folder lies in the cache that a command without --cache-dir takes. */
+static bool in_usual_cache(const verify *v) {
+    char *usual = NULL, real[PATH_MAX];
+    bool same = !v->o->cache && qie_cache_dir(&usual, NULL, NULL) == QIE_OK &&
+                realpath(usual, real) && !strcmp(real, v->cache);
+    free(usual);
+    return same;
+}
+
+/* As it can be typed. */
 static void remedy_for(const verify *v, const char *path, char *out, size_t cap) {
-    const char *repo = v->repo[0] ? v->repo : "REPO";
-    snprintf(out, cap, "qwen-edit pull %s%s%s%s%s%s --recheck --include '%s'", repo,
-             v->revision[0] ? " --revision " : "", v->revision, v->cached ? "" : " --local-dir '",
-             v->cached ? "" : v->o->dir, v->cached ? "" : "'", path);
+    char place[PATH_MAX + 300] = "", file[2048];
+    const char *flag = !v->cached ? " --local-dir " : in_usual_cache(v) ? "" : " --cache-dir ";
+    if (*flag)
+        qie_shell_word(v->cached ? v->cache : v->o->dir, place, sizeof place);
+    qie_shell_word(path, file, sizeof file);
+    snprintf(out, cap, "qwen-edit pull %s%s%s%s%s --recheck --include %s",
+             v->repo[0] ? v->repo : "REPO", v->revision[0] ? " --revision " : "", v->revision, flag,
+             place, file);
 }
 
 static void problem(const verify *v, const char *path, const char *kind, const char *remedy,
                     const char *fmt, ...) __attribute__((format(printf, 5, 6)));
 static void problem(const verify *v, const char *path, const char *kind, const char *remedy,
                     const char *fmt, ...) {
-    char detail[1100], mend[PATH_MAX + 600];
+    char detail[1100], mend[2 * PATH_MAX];
     va_list ap;
     va_start(ap, fmt);
     vsnprintf(detail, sizeof detail, fmt, ap);
@@ -234,6 +249,8 @@ static qie_status expectations(verify *v, qie_error *err) {
     if (v->cached) {
         snprintf(v->repo, sizeof v->repo, "%s", repo);
         snprintf(notes, sizeof notes, "%.*s", (int)(snapshots - real), real);
+        snprintf(v->cache, sizeof v->cache, "%s", notes);
+        *strrchr(v->cache, '/') = 0;
         const char *c = snapshots + strlen("/snapshots/");
         if (strlen(c) == 40)
             snprintf(commit, sizeof commit, "%.40s", c);

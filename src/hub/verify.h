@@ -22,7 +22,8 @@ typedef struct qie_verify_problem {
 
 typedef struct qie_verify_options {
     const char *dir;
-    const char *repo; /* NULL: found out from the path or the notes */
+    const char *repo;  /* NULL: found out from the path or the notes */
+    const char *cache; /* --cache-dir, which a remedy must name too; NULL */
     char *const *include;
     size_t n_include;
     char *const *exclude;

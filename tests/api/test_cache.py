@@ -264,6 +264,24 @@ def test_verify_names_damage_and_the_command_that_mends_it(folder):
         check(("vae/config.json", "missing") in [(p["path"], p["problem"]) for p in verify(folder, REPO, rc=6)["problems"]])
 
 
+def test_remedies_of_verify_can_be_typed(folder):
+    """Also with quotes in the names, and for another cache than the usual one."""
+    if not os.path.exists(DEMO):
+        raise Skip("no demo model")
+    local, other = os.path.join(folder, "it's \"mine\" $HOME"), os.path.join(folder, "other cache")
+    with FakeHub(demo_files()) as hub:
+        pull(hub, folder, "--local-dir", local)
+        pull(hub, folder, "--cache-dir", other)
+        snapshot = os.path.join(other, "models--test--model", "snapshots", hub.commit)
+        for name in (local,), (REPO, "--cache-dir", other), (snapshot,):
+            os.truncate(os.path.realpath(os.path.join(local if name[0] == local else snapshot, "vae/config.json")), 10)
+            p = verify(folder, *name, rc=6)["problems"][0]
+            r = subprocess.run(p["remedy"].replace("qwen-edit", PROGRAM, 1), shell=True, capture_output=True, text=True,
+                               env=clean_env(folder, HF_ENDPOINT=hub.url))
+            equal(r.returncode, 0, p["remedy"], r.stderr)
+            verify(folder, *name, rc=0)
+
+
 def test_verify_plain_folder_headers_and_tensors(folder):
     if not os.path.exists(DEMO):
         raise Skip("no demo model")
