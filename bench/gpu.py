@@ -222,7 +222,7 @@ class Run:
 
     def all(self):
         a = self.a
-        r = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=ROOT)
+        r = subprocess.run("git rev-parse --short HEAD", shell=True, capture_output=True, text=True, cwd=ROOT)  # git may be absent
         self.say("# GPU report\n\ncommit %s, %s%s" % (r.stdout.strip() or "?", time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
                                                     "; **the CPU double, not a card: times mean nothing**" if a.double else ""))
         for step in (self.goldens, lambda: self.speeds(self.model())):

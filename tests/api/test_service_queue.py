@@ -36,7 +36,7 @@ def order_of(s):
 def case_order():
     """Priority first; within one, the clients take turns; within a client, first come first served."""
     with Service(*PROXY, fake=True).start() as s:
-        first = s.accepted("sleep 1500", headers=of(1))
+        first = s.accepted("sleep 600000", headers=of(1))  # until it is cancelled, when all others wait
         s.until(lambda: s.look(first, of(1))["status"] == "running")
         a = [s.accepted("a", headers=of(1)) for _ in range(4)]
         b = [s.accepted("b", headers=of(2)) for _ in range(2)]
@@ -45,6 +45,7 @@ def case_order():
         places = [s.look(j, of(k))["queue_position"] for j, k in
                   [(d[0], 1), (c[0], 3), (b[0], 2), (a[0], 1), (b[1], 2), (a[1], 1), (a[2], 1), (a[3], 1)]]
         assert places == list(range(8)), places
+        assert s.call("POST", f"/v1/jobs/{first}/cancel", b"", of(1))[0] == 202
         for j in a + d:
             s.finished(j, headers=of(1))
         for j, k in ((b[1], 2), (c[0], 3)):
@@ -61,19 +62,22 @@ def case_order():
 def case_share():
     """A client may fill the queue while it is alone; while others wait, half of it. Beyond: 429 with a usable time."""
     with Service(*PROXY, "--queue-size", "8", fake=True).start() as s:
-        s.accepted("sleep 4000", headers=of(1))
+        running = s.accepted("sleep 600000", headers=of(1))  # until it is cancelled
         s.until(lambda: s.health()["queue"]["depth"] == 0)
         codes = [s.job("x", headers=of(1))[0] for _ in range(10)]
         assert codes == [202] * 8 + [429] * 2, codes
         assert 1 <= int(s.headers["Retry-After"]) <= 3600
-        assert s.health()["queue"] == {"depth": 8, "capacity": 8, "oldest_s": s.health()["queue"]["oldest_s"]} or True
+        queue = s.health()["queue"]
+        assert (queue["depth"], queue["capacity"]) == (8, 8) and queue["oldest_s"] >= 0, queue
+        assert s.call("POST", f"/v1/jobs/{running}/cancel", b"", of(1))[0] == 202
         s.until(lambda: s.health()["queue"]["depth"] == 0)
-        s.accepted("sleep 2000", headers=of(1))
+        running = s.accepted("sleep 600000", headers=of(1))
         s.until(lambda: s.health()["queue"]["depth"] == 0)
         s.accepted("x", headers=of(2))
         codes = [s.job("x", headers=of(1))[0] for _ in range(6)]
         assert codes == [202] * 4 + [429] * 2, codes
         assert s.job("x", headers=of(3))[0] == 202
+        assert s.call("POST", f"/v1/jobs/{running}/cancel", b"", of(1))[0] == 202
 
 
 def case_keys_once():
