@@ -13,6 +13,9 @@
 #include <unistd.h>
 
 #include "base/clock.h"
+#include "base/fs.h"
+
+#define START_WITHIN_S 20.0 /* a process of its own, and the library found in it */
 
 /* The part of NVML's interface that is used, as its documentation gives it. */
 typedef void *nv_device;
@@ -194,29 +197,33 @@ static void read_gpu(const nvml *n, unsigned index, qie_gpu *g) {
     read_processes(n, d, g);
 }
 
-static void probe_here(qie_gpus *out) {
-    nvml n = {0};
+/* The library and its functions; nothing of the driver has run yet but the loader. */
+static bool find_library(nvml *n, qie_gpus *out) {
     const char *path = getenv("QIE_NVML");
-    n.lib = dlopen(path && *path ? path : "libnvidia-ml.so.1", RTLD_NOW | RTLD_LOCAL);
-    if (!n.lib) {
+    n->lib = dlopen(path && *path ? path : "libnvidia-ml.so.1", RTLD_NOW | RTLD_LOCAL);
+    if (!n->lib) {
         out->state = QIE_GPUS_NO_DRIVER;
-        return;
+        return false;
     }
-    if (!load(&n)) {
+    if (!load(n)) {
         out->state = QIE_GPUS_ERROR;
         out->code = QIE_NVML_TOO_OLD;
         snprintf(out->detail, sizeof out->detail,
                  "libnvidia-ml lacks functions of every driver since 2018");
-        return;
+        return false;
     }
-    int rc = n.init();
+    return true;
+}
+
+static void ask_driver(nvml *n, qie_gpus *out) {
+    int rc = n->init();
     unsigned count = 0;
     if (rc == NV_OK) {
-        if (n.driver)
-            n.driver(out->driver, sizeof out->driver);
-        if (n.cuda)
-            n.cuda(&out->cuda_version);
-        rc = n.count(&count);
+        if (n->driver)
+            n->driver(out->driver, sizeof out->driver);
+        if (n->cuda)
+            n->cuda(&out->cuda_version);
+        rc = n->count(&count);
     }
     if (rc != NV_OK) {
         out->state = rc == NV_DRIVER_NOT_LOADED ? QIE_GPUS_NOT_LOADED
@@ -225,19 +232,26 @@ static void probe_here(qie_gpus *out) {
                      : rc == NV_GPU_LOST        ? QIE_GPUS_LOST
                                                 : QIE_GPUS_ERROR;
         out->code = rc;
-        snprintf(out->detail, sizeof out->detail, "%.200s", words(&n, rc));
+        snprintf(out->detail, sizeof out->detail, "%.200s", words(n, rc));
         return;
     }
     for (unsigned i = 0; i < count && i < QIE_GPUS_MAX; i++)
-        read_gpu(&n, i, &out->gpus[out->n++]);
-    if (n.shutdown)
-        n.shutdown();
+        read_gpu(n, i, &out->gpus[out->n++]);
+    if (n->shutdown)
+        n->shutdown();
 }
 
-static bool put_all(int fd, const void *data, size_t n) {
-    const char *p = data;
+/* n bytes, or false: at `end` with *late set, or when the other side is gone. */
+static bool take(int fd, void *data, size_t n, double end, bool *late) {
+    char *p = data;
     while (n) {
-        ssize_t k = write(fd, p, n);
+        double left = end - qie_now_s();
+        struct pollfd ready = {fd, POLLIN, 0};
+        *late = left <= 0;
+        int rc = *late ? 0 : poll(&ready, 1, (int)(left * 1000) + 1);
+        if (rc == 0 && !*late)
+            continue;
+        ssize_t k = rc > 0 ? read(fd, p, n) : rc;
         if (k < 0 && errno == EINTR)
             continue;
         if (k <= 0)
@@ -248,49 +262,49 @@ static bool put_all(int fd, const void *data, size_t n) {
     return true;
 }
 
+static void probe_in_child(int fd, qie_gpus *out) {
+    nvml n = {0};
+    bool found = find_library(&n, out);
+    int failed = qie_write_all(fd, &found, sizeof found);
+    if (found)
+        ask_driver(&n, out);
+    _exit(failed || qie_write_all(fd, out, sizeof *out));
+}
+
 void qie_gpus_probe(int timeout_ms, qie_gpus *out) {
     int fds[2];
+    bool found, late = false;
     memset(out, 0, sizeof *out);
-    if (pipe(fds)) {
-        probe_here(out);
+    if (pipe(fds))
+        fds[0] = fds[1] = -1;
+    pid_t child = fds[0] < 0 ? -1 : fork();
+    if (child < 0) {
+        out->state = QIE_GPUS_ERROR;
+        snprintf(out->detail, sizeof out->detail, "no process to ask it in: %s", strerror(errno));
+        close(fds[0]);
+        close(fds[1]);
         return;
     }
-    pid_t child = fork();
     if (child == 0) {
         close(fds[0]);
-        probe_here(out);
-        _exit(put_all(fds[1], out, sizeof *out) ? 0 : 1);
+        probe_in_child(fds[1], out);
     }
     close(fds[1]);
-    double end = qie_now_s() + timeout_ms / 1000.0;
-    size_t got = 0;
-    while (child > 0 && got < sizeof *out) {
-        double left = end - qie_now_s();
-        struct pollfd p = {fds[0], POLLIN, 0};
-        if (left <= 0 || poll(&p, 1, (int)(left * 1000) + 1) <= 0)
-            break;
-        ssize_t k = read(fds[0], (char *)out + got, sizeof *out - got);
-        if (k < 0 && errno == EINTR)
-            continue;
-        if (k <= 0)
-            break;
-        got += (size_t)k;
-    }
-    close(fds[0]);
-    if (got < sizeof *out) {
-        bool late = qie_now_s() >= end;
+    /* The driver has its time from when it is asked: a busy machine starts the child late. */
+    if (!take(fds[0], &found, sizeof found, qie_now_s() + START_WITHIN_S, &late) ||
+        !take(fds[0], out, sizeof *out, qie_now_s() + (found ? timeout_ms / 1e3 : START_WITHIN_S),
+              &late)) {
         memset(out, 0, sizeof *out);
         out->state = late ? QIE_GPUS_HUNG : QIE_GPUS_ERROR;
         out->code = late ? 0 : QIE_NVML_CRASHED;
         snprintf(out->detail, sizeof out->detail, "%s", late ? "" : "its library crashed");
     }
-    if (child > 0) {
-        kill(child, SIGKILL);
-        /* A child stuck in the driver cannot die: not waited for beyond this. */
-        for (int i = 0; i < 20 && waitpid(child, NULL, WNOHANG) == 0; i++) {
-            struct timespec ts = {0, 5000000};
-            nanosleep(&ts, NULL);
-        }
+    close(fds[0]);
+    kill(child, SIGKILL);
+    /* A child stuck in the driver cannot die: not waited for beyond this. */
+    for (int i = 0; i < 20 && waitpid(child, NULL, WNOHANG) == 0; i++) {
+        struct timespec ts = {0, 5000000};
+        nanosleep(&ts, NULL);
     }
 }
 

@@ -62,7 +62,7 @@ typedef struct qie_gpus {
     qie_gpu gpus[QIE_GPUS_MAX];
 } qie_gpus;
 
-/* Takes at most timeout_ms. */
+/* Takes at most timeout_ms from when the driver is asked, which a busy machine does late. */
 void qie_gpus_probe(int timeout_ms, qie_gpus *out);
 
 /* One entry of CUDA_VISIBLE_DEVICES: a card, or one MIG instance of it. */

@@ -183,3 +183,10 @@ PUBLIC int nvmlDeviceGetGraphicsRunningProcesses_v3(void *d, unsigned *n, record
 PUBLIC int nvmlDeviceGetGraphicsRunningProcesses_v3(void *d, unsigned *n, record *out) {
     return processes(d, n, out, 1);
 }
+
+/* A machine that is too busy to load the library at once: FAKE_NVML_LATE=SECONDS. */
+__attribute__((constructor)) static void load_late(void) {
+    const char *s = getenv("FAKE_NVML_LATE");
+    if (s)
+        sleep((unsigned)atoi(s));
+}

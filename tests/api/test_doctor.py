@@ -194,6 +194,11 @@ def test_driver_hangs_ends_in_time(folder):
     equal(j["gpus"]["state"], "hung")
 
 
+def test_busy_machine_is_no_driver_that_hangs(folder):
+    j, text = doctor(folder, gpu(0, 80, 1), FAKE_NVML_LATE="3", rc=0)
+    equal(j["gpus"]["state"], "ok")
+
+
 def test_driver_library_crashes(folder):
     j, text = doctor(folder, "crash 1\n", rc=7)
     equal(j["gpus"]["state"], "error")
