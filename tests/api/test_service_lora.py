@@ -193,6 +193,19 @@ def case_lightning(s, folder):
         assert code == 200 and (r["num_inference_steps"], r["cfg"]) == (steps, False), (name, r)
 
 
+def case_replaced(s, folder):
+    """What was found in a file does not outlive the file."""
+    path = os.path.join(folder, "replaced.safetensors")
+    for steps in (None, 6, 8, None):
+        new = path + ".new"
+        lora_files.lora(new, 4, size=0.02, metadata={"title": "Some Lightning, %d steps" % steps} if steps else None)
+        os.rename(new, path)
+        listed = {x["name"]: x for x in s.call("GET", "/v1/models")[1]["data"][0]["loras"]}
+        assert listed["replaced"].get("num_inference_steps") == steps, (steps, listed["replaced"])
+    os.unlink(path)
+    assert "replaced" not in {x["name"] for x in s.call("GET", "/v1/models")[1]["data"][0]["loras"]}
+
+
 def case_cache(s, folder):
     plain, few = edit(s, num_inference_steps=20), edit(s, cache="fast")
     assert plain["cache"] == "off" and "skipped_forwards" not in plain

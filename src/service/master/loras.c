@@ -4,6 +4,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <math.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -196,26 +197,92 @@ qie_status svc_loras_check(const char *dir, const svc_params *p, qie_error *err)
 
 /* ---------------------------------------------------------------- for people */
 
-/* What the worker will find in the file. */
-static qie_preset preset_of(const char *dir, const char *name) {
-    char *path = svc_lora_path(dir, name);
-    qie_preset p = {0};
-    if (path)
-        p = qie_hub_lora_preset(path);
-    free(path);
-    if (p.lightning && !p.num_inference_steps)
-        p.num_inference_steps = QIE_LIGHTNING_STEPS;
-    return p;
+typedef struct note {
+    char name[SVC_LORA_NAME];
+    struct stat file;
+    qie_preset preset;
+} note;
+
+struct svc_lora_presets {
+    const char *dir;
+    pthread_mutex_t lock; /* of what follows */
+    note *notes;          /* room for SVC_MAX_LORA_FILES */
+    size_t n;
+};
+
+qie_status svc_lora_presets_create(const char *dir, svc_lora_presets **out, qie_error *err) {
+    svc_lora_presets *k = calloc(1, sizeof *k);
+    note *notes = calloc(SVC_MAX_LORA_FILES, sizeof *notes);
+    if (!k || !notes) {
+        free(k);
+        free(notes);
+        return qie_fail(err, QIE_E_NO_MEMORY, NULL, "out of memory");
+    }
+    k->dir = dir;
+    k->notes = notes;
+    pthread_mutex_init(&k->lock, NULL);
+    *out = k;
+    return QIE_OK;
 }
 
-qie_json *svc_loras_json(const char *dir) {
+void svc_lora_presets_destroy(svc_lora_presets *k) {
+    if (!k)
+        return;
+    pthread_mutex_destroy(&k->lock);
+    free(k->notes);
+    free(k);
+}
+
+static bool unchanged(const struct stat *a, const struct stat *b) {
+    return a->st_dev == b->st_dev && a->st_ino == b->st_ino && a->st_size == b->st_size &&
+           a->st_mtim.tv_sec == b->st_mtim.tv_sec && a->st_mtim.tv_nsec == b->st_mtim.tv_nsec &&
+           a->st_ctim.tv_sec == b->st_ctim.tv_sec && a->st_ctim.tv_nsec == b->st_ctim.tv_nsec;
+}
+
+static note *find_note(const svc_lora_presets *k, const char *name) {
+    for (size_t i = 0; i < k->n; i++)
+        if (!strcmp(k->notes[i].name, name))
+            return &k->notes[i];
+    return NULL;
+}
+
+/* What the worker will find in the file. */
+static qie_preset preset_of(svc_lora_presets *k, const char *name) {
+    note now = {0};
+    char *path = svc_lora_path(k->dir, name);
+    bool there = path && stat(path, &now.file) == 0;
+    pthread_mutex_lock(&k->lock);
+    const note *old = there ? find_note(k, name) : NULL;
+    bool known = old && unchanged(&old->file, &now.file);
+    if (known)
+        now.preset = old->preset;
+    pthread_mutex_unlock(&k->lock);
+    if (there && !known) {
+        snprintf(now.name, sizeof now.name, "%s", name);
+        now.preset = qie_hub_lora_preset(path);
+        if (now.preset.lightning && !now.preset.num_inference_steps)
+            now.preset.num_inference_steps = QIE_LIGHTNING_STEPS;
+        pthread_mutex_lock(&k->lock);
+        note *slot = find_note(k, name);
+        if (!slot) {
+            k->n %= SVC_MAX_LORA_FILES; /* full of files that have gone, most likely */
+            slot = &k->notes[k->n++];
+        }
+        *slot = now;
+        pthread_mutex_unlock(&k->lock);
+    }
+    free(path);
+    return now.preset;
+}
+
+qie_json *svc_loras_json(svc_lora_presets *k) {
     qie_json *out = qie_json_new_array();
     svc_lora_list list = {0};
-    if (dir && svc_loras_read(dir, &list, NULL) != QIE_OK)
+    if (k && svc_loras_read(k->dir, &list, NULL) != QIE_OK)
         list.n = 0;
     for (size_t i = 0; i < list.n; i++) {
         qie_json *o = qie_json_new_object();
-        qie_preset preset = preset_of(dir, list.files[i].name);
+        qie_preset preset = preset_of(k, list.files[i].name);
         qie_json_put(o, "name", qie_json_new_string(list.files[i].name));
         qie_json_put(o, "bytes", qie_json_new_int(list.files[i].n_bytes));
         if (preset.lightning) {
@@ -228,11 +295,12 @@ qie_json *svc_loras_json(const char *dir) {
     return out;
 }
 
-void svc_loras_defaults(const char *dir, const svc_params *p, int *steps, double *true_cfg_scale) {
-    for (int i = 0; dir && i < p->n_loras; i++) {
+void svc_loras_defaults(svc_lora_presets *k, const svc_params *p, int *steps,
+                        double *true_cfg_scale) {
+    for (int i = 0; k && i < p->n_loras; i++) {
         qie_preset preset = {0};
         if (p->loras[i].weight != 0)
-            preset = preset_of(dir, p->loras[i].name);
+            preset = preset_of(k, p->loras[i].name);
         if (!preset.lightning)
             continue;
         *steps = preset.num_inference_steps;

@@ -1,7 +1,7 @@
 /* The folder of LoRAs that requests may name: what is in it, and the fields that name them. A file
  * NAME.safetensors directly in the folder is the LoRA NAME; a link counts as its file, since who
  * may write to the folder decides what is in it. Read anew each time: files may come and go while
- * the service runs. What a file contains is looked at in the worker. */
+ * the service runs. The matrices of a file are looked at in the worker. */
 #ifndef QIE_SERVICE_LORAS_H
 #define QIE_SERVICE_LORAS_H
 
@@ -38,11 +38,18 @@ qie_status svc_loras_add_json(svc_params *p, const qie_json *v, qie_error *err);
  * "lora", with the names that there are. */
 qie_status svc_loras_check(const char *dir, const svc_params *p, qie_error *err);
 
-/* [{"name", "bytes"}], and for a Lightning one the settings that it brings; an empty array when dir
- * is NULL or cannot be read. */
-qie_json *svc_loras_json(const char *dir);
+/* What the files of the folder ask for, read once for each state of a file: a header of thousands
+ * of tensors takes milliseconds. `dir` is borrowed. From any thread. Errors: QIE_E_NO_MEMORY. */
+typedef struct svc_lora_presets svc_lora_presets;
+qie_status svc_lora_presets_create(const char *dir, svc_lora_presets **out, qie_error *err);
+void svc_lora_presets_destroy(svc_lora_presets *k);
+
+/* [{"name", "bytes"}], and for a Lightning one the settings that it brings; an empty array when k
+ * is NULL or its folder cannot be read. */
+qie_json *svc_loras_json(svc_lora_presets *k);
 /* Steps and guidance of an edit that names neither: those of the first Lightning LoRA of the
  * request (by metadata, name or shape, as the worker finds them), else the ones given. */
-void svc_loras_defaults(const char *dir, const svc_params *p, int *steps, double *true_cfg_scale);
+void svc_loras_defaults(svc_lora_presets *k, const svc_params *p, int *steps,
+                        double *true_cfg_scale);
 
 #endif

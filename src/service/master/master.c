@@ -166,6 +166,32 @@ static qie_status open_state(svc_master *m, qie_error *err) {
     return QIE_OK;
 }
 
+typedef struct reading {
+    svc_task task; /* first */
+    svc_lora_presets *presets;
+} reading;
+
+static void read_loras(svc_task *t) {
+    qie_json_free(svc_loras_json(((reading *)(void *)t)->presets));
+}
+static void loras_read(svc_task *t) {
+    free(t);
+}
+
+/* In a thread, so that the loop finds the files known. */
+static qie_status open_loras(svc_master *m, qie_error *err) {
+    if (!m->o.lora_dir)
+        return QIE_OK;
+    QIE_TRY(svc_lora_presets_create(m->o.lora_dir, &m->lora_presets, err));
+    reading *r = calloc(1, sizeof *r);
+    QIE_FAIL_IF(!r, QIE_E_NO_MEMORY, err, NULL, "out of memory");
+    r->task.run = read_loras;
+    r->task.done = loras_read;
+    r->presets = m->lora_presets;
+    svc_pool_post(m->pool, &r->task);
+    return QIE_OK;
+}
+
 static qie_status open_all(svc_master *m, qie_error *err) {
     QIE_TRY(share_descriptors(m, err));
     QIE_TRY(svc_loop_create(&m->loop, err));
@@ -174,6 +200,7 @@ static qie_status open_all(svc_master *m, qie_error *err) {
     QIE_TRY(svc_keys_load(m, err));
     QIE_TRY(svc_pool_create(4, m->done, &m->pool, err));
     QIE_TRY(svc_pool_create(4, m->done, &m->fetchers, err));
+    QIE_TRY(open_loras(m, err));
     QIE_FAIL_IF(!svc_loop_watch(m->loop, svc_done_fd(m->done), EPOLLIN, on_done, m), QIE_E_IO, err,
                 NULL, "no epoll");
     QIE_TRY(svc_jobs_recover(m, err));
@@ -327,6 +354,7 @@ static void close_all(svc_master *m) {
     svc_db_close(m->db);
     svc_pool_destroy(m->fetchers);
     svc_pool_destroy(m->pool);
+    svc_lora_presets_destroy(m->lora_presets);
     svc_store_close(m->store);
     svc_done_destroy(m->done);
     svc_loop_destroy(m->loop);

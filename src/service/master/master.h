@@ -161,6 +161,7 @@ struct svc_master {
     svc_loop *loop;
     svc_done *done;
     svc_pool *pool, *fetchers;
+    struct svc_lora_presets *lora_presets; /* NULL: no folder of LoRAs */
     svc_store *store;
     svc_db *db;
     svc_http *http;

@@ -178,7 +178,7 @@ static qie_json *model_json(const svc_master *m) {
     qie_json_put(l, "max_side", range(64, 4096));
     qie_json_put(o, "defaults", d);
     qie_json_put(o, "limits", l);
-    qie_json_put(o, "loras", svc_loras_json(m->o.lora_dir));
+    qie_json_put(o, "loras", svc_loras_json(m->lora_presets));
     qie_json_put(o, "about", about);
     return o;
 }

@@ -670,7 +670,7 @@ static void check_and_store(svc_task *t) {
 static int steps_of(const svc_master *m, const svc_params *p, double *true_cfg_scale) {
     int steps = m->model.num_inference_steps;
     *true_cfg_scale = m->model.true_cfg_scale;
-    svc_loras_defaults(m->o.lora_dir, p, &steps, true_cfg_scale);
+    svc_loras_defaults(m->lora_presets, p, &steps, true_cfg_scale);
     if (p->true_cfg_scale >= 0)
         *true_cfg_scale = p->true_cfg_scale;
     return p->num_inference_steps ? p->num_inference_steps : steps;
