@@ -1,6 +1,6 @@
 /* The part of cuDNN's graph interface that compute/cuda/cu_cudnn.cpp calls, strict about types,
- * numbers and order, computing attention by its definition. Attribute numbers are cudnn_graph.h's.
- */
+ * numbers and order, computing attention by its definition. Numbers are cudnn_graph.h's, written down a second time on
+ * purpose: one that is wrong in cu_cudnn.cpp is noticed. */
 #include "fake_cudnn.h"
 
 #include <math.h>

@@ -177,35 +177,31 @@ static void close(builder *b, descriptor d) {
     b->ok = b->ok && !b->c->finalize(d);
 }
 
-/* [1, heads, rows, d] in a matrix [rows, heads x d]. */
-static descriptor matrix(builder *b, int64_t id, int64_t heads, int64_t rows, int64_t d,
-                         int64_t ld) {
-    const int64_t dims[4] = {1, heads, rows, d}, strides[4] = {rows * ld, d, ld, 1}, align = 16;
-    const int type = DATA_BFLOAT16;
+static descriptor tensor(builder *b, int64_t id, int type, const int64_t dims[4],
+                         const int64_t strides[4], int64_t align, bool by_value) {
     descriptor t = make(b, TENSOR);
     put(b, t, TENSOR_TYPE, T_DATA_TYPE, 1, &type);
     put(b, t, TENSOR_DIMS, T_INT64, 4, dims);
     put(b, t, TENSOR_STRIDES, T_INT64, 4, strides);
     put(b, t, TENSOR_ID, T_INT64, 1, &id);
     put(b, t, TENSOR_ALIGNMENT, T_INT64, 1, &align);
+    if (by_value)
+        put(b, t, TENSOR_BY_VALUE, T_BOOLEAN, 1, &by_value);
     close(b, t);
     return t;
 }
 
+/* [1, heads, rows, d] in a matrix [rows, heads x d]. */
+static descriptor matrix(builder *b, int64_t id, int64_t heads, int64_t rows, int64_t d,
+                         int64_t ld) {
+    const int64_t dims[4] = {1, heads, rows, d}, strides[4] = {rows * ld, d, ld, 1};
+    return tensor(b, id, DATA_BFLOAT16, dims, strides, 16, false);
+}
+
 /* One float, read from host memory when the plan is executed. */
 static descriptor number(builder *b, int64_t id) {
-    const int64_t ones[4] = {1, 1, 1, 1}, align = sizeof(float);
-    const int type = DATA_FLOAT;
-    const bool by_value = true;
-    descriptor t = make(b, TENSOR);
-    put(b, t, TENSOR_TYPE, T_DATA_TYPE, 1, &type);
-    put(b, t, TENSOR_DIMS, T_INT64, 4, ones);
-    put(b, t, TENSOR_STRIDES, T_INT64, 4, ones);
-    put(b, t, TENSOR_ID, T_INT64, 1, &id);
-    put(b, t, TENSOR_ALIGNMENT, T_INT64, 1, &align);
-    put(b, t, TENSOR_BY_VALUE, T_BOOLEAN, 1, &by_value);
-    close(b, t);
-    return t;
+    const int64_t ones[4] = {1, 1, 1, 1};
+    return tensor(b, id, DATA_FLOAT, ones, ones, sizeof(float), true);
 }
 
 static descriptor graph(builder *b, const shape *s) {
