@@ -22,9 +22,8 @@ typedef struct asked {
     qie_doctor d;
     qie_doctor_card cards[QIE_GPUS_MAX];
     int n_cards;
-    int together[QIE_GPUS_MAX]; /* of the list of --gpus: cards with the same number are one
-                                 * worker's
-                                 */
+    /* of the list of --gpus: cards with the same number are one worker's */
+    int together[QIE_GPUS_MAX];
     int n_listed;
 } asked;
 

@@ -233,46 +233,48 @@ QTEST(test_int8_sums_of_extremes_are_exact) {
     }
 }
 
+/* What integers cost: [32, 2048] x [64, 2048]^T by the plain C of float products, then with
+ * `integers` set. */
+static double cost_of_integers(const op_buf *x, const op_buf *w, qie_dtype w_type,
+                               void (*integers)(qie_linear_args *)) {
+    enum { M = 32, N = 64, K = 2048 };
+    static float exact[M * N], got[M * N];
+    qie_linear_args a = {.x = qie_mat_make(x->data, QIE_F32, M, K),
+                         .w = {.data = w->data, .dtype = w_type, .n = N, .k = K},
+                         .dst = qie_mat_make(exact, QIE_F32, M, N)};
+    qie_compute *c = compute("ref", QIE_CPU_REF, 1);
+    c->ops.linear(c, &a);
+    integers(&a);
+    a.dst.data = got;
+    c->ops.linear(c, &a);
+    qie_compute_destroy(c);
+    return op_nmse(got, exact, QIE_F32, M * N);
+}
+static void stored(qie_linear_args *a) {
+    a->int8_blocks = true;
+}
+static void made(qie_linear_args *a) {
+    a->int8 = true;
+}
+
 /* Stored integers cost what the rounding of x does: a sixth of what rounding both in long blocks
  * does, and an outlier of x costs its own group only. */
 QTEST(test_int8_blocks_error_is_that_of_x) {
-    enum { M = 32, N = 64, K = 2048 };
     for (int i = 0; i < 2 * N_BLOCKS && !qtest_failed; i++) {
-        op_buf x = op_random(QIE_F32, M * K, 1, 0), w = weights(BLOCKS[i / 2], N, K, 0);
-        static float exact[M * N], got[M * N];
-        for (int r = 0; r < M && i & 1; r++)
-            op_put(x.data, QIE_F32, (size_t)(r * K + r), 1000);
-        qie_linear_args a = {.x = qie_mat_make(x.data, QIE_F32, M, K),
-                             .w = {.data = w.data, .dtype = BLOCKS[i / 2], .n = N, .k = K},
-                             .dst = qie_mat_make(exact, QIE_F32, M, N)};
-        qie_compute *c = compute("ref", QIE_CPU_REF, 1);
-        c->ops.linear(c, &a);
-        a.int8_blocks = true;
-        a.dst.data = got;
-        c->ops.linear(c, &a);
-        qie_compute_destroy(c);
-        double nmse = op_nmse(got, exact, QIE_F32, M * N);
+        op_buf x = op_random(QIE_F32, 32 * 2048, 1, 0), w = weights(BLOCKS[i / 2], 64, 2048, 0);
+        for (int r = 0; r < 32 && i & 1; r++)
+            op_put(x.data, QIE_F32, (size_t)(r * 2048 + r), 1000);
+        double nmse = cost_of_integers(&x, &w, BLOCKS[i / 2], stored);
         if (!(nmse > 1e-7 && nmse < 5e-5))
             QTEST_FAIL("%s outlier %d: NMSE %.3g", op_dtype(BLOCKS[i / 2]), i & 1, nmse);
         op_free(&x), op_free(&w);
     }
 }
 
-/* What it costs: about 1/15000 of the signal for normal values, half of it from either side. */
+/* About 1/15000 of the signal for normal values, half of it from either side. */
 QTEST(test_int8_error_is_that_of_eight_bits) {
-    enum { M = 32, N = 64, K = 2048 };
-    op_buf x = op_random(QIE_F32, M * K, 1, 0), w = op_random(QIE_F32, N * K, 1, 0);
-    static float exact[M * N], got[M * N];
-    qie_linear_args a = {.x = qie_mat_make(x.data, QIE_F32, M, K),
-                         .w = {.data = w.data, .dtype = QIE_F32, .n = N, .k = K},
-                         .dst = qie_mat_make(exact, QIE_F32, M, N)};
-    qie_compute *c = compute("ref", QIE_CPU_REF, 1);
-    c->ops.linear(c, &a);
-    a.int8 = true;
-    a.dst.data = got;
-    c->ops.linear(c, &a);
-    qie_compute_destroy(c);
-    double nmse = op_nmse(got, exact, QIE_F32, M * N);
+    op_buf x = op_random(QIE_F32, 32 * 2048, 1, 0), w = op_random(QIE_F32, 64 * 2048, 1, 0);
+    double nmse = cost_of_integers(&x, &w, QIE_F32, made);
     if (!(nmse > 1e-6 && nmse < 2e-4))
         QTEST_FAIL("NMSE %.3g", nmse);
     op_free(&x), op_free(&w);
