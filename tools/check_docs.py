@@ -72,6 +72,33 @@ def check_batch_fields(problems):
         problems.append(f"docs/CLI.md: field {name} is {'missing' if name in want else 'not known to the program'}")
 
 
+def check_variables(problems):
+    """Variables of our own that the program or a document names are read somewhere."""
+    name = r"((?:QIE|QWEN_EDIT)_[A-Z0-9_]+)\b"
+    known, table = set(), read("src/cli/options_table.c")
+    for folder, _, files in os.walk(ROOT):
+        parts = os.path.relpath(folder, ROOT).split(os.sep)
+        for f in files if not parts[0].startswith(("build", ".git")) else []:
+            path = os.path.relpath(os.path.join(folder, f), ROOT)
+            if f.endswith((".c", ".h", ".cpp", ".hpp")) and path != "src/cli/options_table.c":
+                text = re.sub(r"/\*.*?\*/|//[^\n]*", "", read(path), flags=re.S)
+                # what a test sets is not read by that
+                known |= set(re.findall(r'getenv\("' + name if parts[0] == "tests" else r"\b" + name, text))
+            elif f.endswith(".py"):
+                known |= set(re.findall(r"environ(?:\.get\(|\[|.*in )?\W*" + name, read(path)))
+                known |= set(re.findall(r'"' + name + r'" in os\.environ', read(path)))
+            elif f.endswith((".sh", "CMakeLists.txt", ".cmake")) or path == ".ci/run":
+                known |= set(re.findall(r"(?:\$\{?|option\(|set\()" + name, read(path)))
+    known |= set(re.findall(r'\.env = "' + name, table))
+    texts = {"src/cli/options_table.c": table}
+    for f in [f for f in os.listdir(ROOT) if f.startswith("README")] + os.listdir(os.path.join(ROOT, "docs")):
+        path = f if f.startswith("README") else os.path.join("docs", f)
+        texts[path] = read(path) if path.endswith(".md") else ""
+    for path, text in sorted(texts.items()):
+        for unknown in sorted(set(re.findall(r"\b" + name, text)) - known):
+            problems.append(f"{path}: nothing reads {unknown}")
+
+
 def check_interface(problems):
     """Routes and metrics of the service, in both directions."""
     page, code = read("docs/API.md"), ""
@@ -133,6 +160,7 @@ def main():
             problems.append(f"{path} is not what the program prints: run tools/check_docs.py --write")
     check_errors(problems)
     check_batch_fields(problems)
+    check_variables(problems)
     check_interface(problems)
     check_examples(program, commands, problems)
     print("\n".join(problems + [f"check_docs: {len(commands)} commands, {len(problems)} problems"]))

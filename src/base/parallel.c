@@ -5,6 +5,9 @@
 #include <stdio.h>
 #include <unistd.h>
 
+#include "base/clock.h"
+#include "base/trace.h"
+
 #ifdef _OPENMP
 #include <omp.h>
 #endif
@@ -13,9 +16,16 @@ void qie_parallel_for(int n_threads, size_t n, qie_parallel_fn fn, void *arg) {
 #ifdef _OPENMP
     if (n_threads > 1 && n > 1 && !omp_in_parallel()) {
         int team = (size_t)n_threads < n ? n_threads : (int)n;
-#pragma omp parallel for schedule(dynamic, 1) num_threads(team)
-        for (size_t i = 0; i < n; i++)
-            fn(arg, i, omp_get_thread_num());
+        const bool tracing = qie_trace_on();
+#pragma omp parallel num_threads(team)
+        {
+            const double from = tracing ? qie_now_s() : 0;
+#pragma omp for schedule(dynamic, 1) nowait
+            for (size_t i = 0; i < n; i++)
+                fn(arg, i, omp_get_thread_num());
+            if (tracing)
+                qie_trace_span("thread", from, "work");
+        }
         return;
     }
 #endif

@@ -1006,6 +1006,7 @@ const cli_variable CLI_VARIABLES[] = {
     {"QIE_DUMP", "write intermediate tensors to this safetensors file"},
     {"QIE_DUMP_NAMES", "which ones, comma-separated patterns"},
     {"QIE_CHECK_FINITE", "1: name the first tensor with a value that is not finite"},
-    {"QIE_TRACE", "write a trace of stages and steps to this JSON file"},
+    {"QIE_TRACE", "write when stages, steps, operations and threads ran to this JSON file, for "
+                  "ui.perfetto.dev"},
     {0},
 };

@@ -2,12 +2,15 @@
 #include "compute/observe.h"
 
 #include <fnmatch.h>
+#include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/error.h"
 #include "base/fs.h"
 #include "base/json.h"
+#include "base/log.h"
 
 typedef struct record {
     char name[64];
@@ -20,22 +23,29 @@ typedef struct record {
 } record;
 
 struct qie_observer {
-    char *path, *names;
+    char *path, *names; /* NULL: no dump */
     record *first, **last;
     bool failed;
+    bool checks;       /* for values that are not finite, until one was found */
+    char previous[64]; /* the tensor that was checked last */
 };
 
 qie_status qie_observer_create_from_env(qie_observer **out, qie_error *err) {
     *out = NULL;
     const char *path = getenv("QIE_DUMP"), *names = getenv("QIE_DUMP_NAMES");
-    if (!path || !*path)
+    const char *check = getenv("QIE_CHECK_FINITE");
+    bool dumps = path && *path, checks = check && *check && strcmp(check, "0") != 0;
+    if (!dumps && !checks)
         return QIE_OK;
     qie_observer *o = calloc(1, sizeof *o);
     QIE_FAIL_IF(!o, QIE_E_NO_MEMORY, err, NULL, "out of memory");
-    o->path = strdup(path);
-    o->names = strdup(names && *names ? names : "*");
+    o->checks = checks;
     o->last = &o->first;
-    if (!o->path || !o->names) {
+    if (dumps) {
+        o->path = strdup(path);
+        o->names = strdup(names && *names ? names : "*");
+    }
+    if (dumps && (!o->path || !o->names)) {
         qie_observer_destroy(o);
         return qie_fail(err, QIE_E_NO_MEMORY, NULL, "out of memory");
     }
@@ -57,8 +67,8 @@ void qie_observer_destroy(qie_observer *o) {
     free(o);
 }
 
-bool qie_observer_wants(const qie_observer *o, const char *name) {
-    if (!o)
+static bool dumps(const qie_observer *o, const char *name) {
+    if (!o || !o->path)
         return false;
     for (const record *r = o->first; r; r = r->next)
         if (!strcmp(r->name, name))
@@ -75,6 +85,43 @@ bool qie_observer_wants(const qie_observer *o, const char *name) {
         p += n + (p[n] == ',');
     }
     return false;
+}
+
+bool qie_observer_checks(const qie_observer *o) {
+    return o && o->checks;
+}
+
+bool qie_observer_wants(const qie_observer *o, const char *name) {
+    return qie_observer_checks(o) || dumps(o, name);
+}
+
+static void check(qie_observer *o, const char *name, const float *data, int n_dims,
+                  const int64_t *shape) {
+    int64_t n = 1, at = 0;
+    for (int i = 0; i < n_dims; i++)
+        n *= shape[i];
+    while (at < n && isfinite(data[at]))
+        at++;
+    if (at == n) {
+        snprintf(o->previous, sizeof o->previous, "%s", name);
+        return;
+    }
+    char place[24 * 5] = "", dims[24 * 5] = "";
+    size_t n_place = 0, n_text = 0;
+    int64_t below = n, left = at;
+    for (int i = 0; i < n_dims; i++) {
+        const char *comma = i ? ", " : "";
+        below /= shape[i];
+        n_place += (size_t)snprintf(place + n_place, sizeof place - n_place, "%s%lld", comma,
+                                    (long long)(left / below));
+        n_text += (size_t)snprintf(dims + n_text, sizeof dims - n_text, "%s%lld", comma,
+                                   (long long)shape[i]);
+        left %= below;
+    }
+    qie_log(QIE_LOG_ERROR, "finite", "%s [%s] has %g at [%s]; before it %s%s", name, dims,
+            (double)data[at], place, *o->previous ? o->previous : "nothing",
+            *o->previous ? " was finite" : " was looked at");
+    o->checks = false;
 }
 
 /* Appends a record; its memory, of *n_bytes, is for the caller to fill. NULL: out of memory. */
@@ -101,20 +148,11 @@ static void *add(qie_observer *o, const char *name, const char *dtype, size_t it
     return data;
 }
 
-void qie_observe(qie_observer *o, const char *name, qie_mat m, int n_dims, const int64_t *shape) {
-    if (!qie_observer_wants(o, name))
-        return;
-    size_t n;
-    float *to = add(o, name, "F32", sizeof(float), n_dims, shape, &n);
-    for (int64_t r = 0; to && r < m.rows; r++)
-        qie_to_f32(to + r * m.cols,
-                   (const unsigned char *)m.data + (size_t)(r * m.ld) * qie_dtype_size(m.dtype),
-                   m.dtype, (size_t)m.cols);
-}
-
 void qie_observe_f32(qie_observer *o, const char *name, const float *data, int n_dims,
                      const int64_t *shape) {
-    if (!qie_observer_wants(o, name))
+    if (qie_observer_checks(o))
+        check(o, name, data, n_dims, shape);
+    if (!dumps(o, name))
         return;
     size_t n;
     float *to = add(o, name, "F32", sizeof(float), n_dims, shape, &n);
@@ -124,7 +162,7 @@ void qie_observe_f32(qie_observer *o, const char *name, const float *data, int n
 
 void qie_observe_i64(qie_observer *o, const char *name, const int64_t *data, int n_dims,
                      const int64_t *shape) {
-    if (!qie_observer_wants(o, name))
+    if (!dumps(o, name))
         return;
     size_t n;
     void *to = add(o, name, "I64", sizeof(int64_t), n_dims, shape, &n);
@@ -133,7 +171,7 @@ void qie_observe_i64(qie_observer *o, const char *name, const int64_t *data, int
 }
 
 qie_status qie_observer_save(qie_observer *o, qie_error *err) {
-    if (!o)
+    if (!o || !o->path)
         return QIE_OK;
     QIE_FAIL_IF(o->failed, QIE_E_NO_MEMORY, err, NULL, "no memory for the dump");
     qie_json *j = qie_json_new_object();

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "base/clock.h"
+#include "base/trace.h"
 
 static qie_op_shape shape_of(const char *op, qie_dtype act, qie_dtype weight) {
     qie_op_shape s;
@@ -14,8 +15,18 @@ static qie_op_shape shape_of(const char *op, qie_dtype act, qie_dtype weight) {
     return s;
 }
 
+static void trace(const qie_op_shape *s, double started) {
+    char dims[8 * QIE_OP_DIMS] = "";
+    size_t n = 0;
+    for (int i = 0; i < qie_op_n_dims(s->op) && n < sizeof dims; i++)
+        n += (size_t)snprintf(dims + n, sizeof dims - n, " %lld", (long long)s->dims[i]);
+    qie_trace_span("operation", started, "%s%s", s->op, dims);
+}
+
 static void note(qie_op_record *r, const qie_op_shape *s, double started) {
     double seconds = qie_now_s() - started;
+    if (qie_trace_on())
+        trace(s, started);
     for (size_t i = 0; i < r->n; i++)
         if (r->uses[i].group == r->group && qie_op_equal(&r->uses[i].shape, s)) {
             r->uses[i].calls++;

@@ -11,6 +11,8 @@
 #include "base/log.h"
 #include "base/parallel.h"
 #include "base/rng.h"
+#include "base/trace.h"
+#include "compute/op_record.h"
 #include "model/bench.h"
 #include "model/device.h"
 #include "model/importance.h"
@@ -436,7 +438,12 @@ static qie_status attempt(qie_engine *e, const qie_edit_options *options, qie_dt
     if (st == QIE_OK) {
         qie_run run = run_of(e, act, int8, observer);
         run.prompt_cache = e->prompts; /* only here: benchmarks measure the work */
+        qie_op_record *ops = qie_trace_on() ? malloc(sizeof *ops) : NULL;
+        if (ops)
+            qie_op_record_begin(e->compute, ops);
         st = qie_pipeline_run(&e->model, &run, &p, out, non_finite, err);
+        qie_op_record_end(e->compute);
+        free(ops);
         qie_log(QIE_LOG_DEBUG, "pipeline", "working memory: %zu of %zu bytes planned",
                 qie_arena_peak(e->arena), qie_arena_capacity(e->arena));
         rest_arena(e);
@@ -469,6 +476,9 @@ qie_status qie_engine_edit(qie_engine *e, const qie_edit_options *options, qie_e
     }
     if (st == QIE_OK && observer)
         st = qie_observer_save(observer, err);
+    qie_error trace = {0};
+    if (qie_trace_save(&trace) != QIE_OK)
+        qie_log(QIE_LOG_WARN, "trace", "%s", trace.message);
     if (st != QIE_OK)
         qie_edit_result_release(out);
     qie_observer_destroy(observer);

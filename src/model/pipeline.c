@@ -10,6 +10,7 @@
 #include "base/error.h"
 #include "base/log.h"
 #include "base/rng.h"
+#include "base/trace.h"
 #include "image/geometry.h"
 #include "image/resample.h"
 #include "model/latents.h"
@@ -100,6 +101,11 @@ static qie_status injected(const edit *e, const char *name, int64_t n, float *ou
 }
 
 /* ---- dumps in the shapes of the reference recording */
+
+/* A dump is of the first picture. */
+static bool observing(const edit *e) {
+    return e->i_image == 0 || qie_observer_checks(e->run.observer);
+}
 
 static void observe_map(const edit *e, const char *name, const float *map, int h, int w, int c) {
     if (!qie_observer_wants(e->run.observer, name))
@@ -553,9 +559,10 @@ static qie_status one_step(edit *e, qie_denoiser *d, int i_step, float *latents,
     qie_compute *c = e->run.compute;
     static const char *const names[2] = {"cond", "uncond"};
     char name[64];
+    double started = qie_now_s();
     for (int p = 0; p < e->p->n_passes; p++)
         QIE_TRY(one_pass(e, d, i_step, p, latents, err));
-    for (int p = 0; p < e->p->n_passes && e->i_image == 0; p++) {
+    for (int p = 0; p < e->p->n_passes && observing(e); p++) {
         snprintf(name, sizeof name, "dit.%d.%s", i_step, names[p]);
         observe_computed(e, name, e->velocity[p], rows, ch);
     }
@@ -573,10 +580,11 @@ static qie_status one_step(edit *e, qie_denoiser *d, int i_step, float *latents,
     float dt = e->sigmas[i_step + 1] - e->sigmas[i_step];
     QIE_TRY(report_step(e, i_step, latents, v, err));
     c->ops.axpy(c, dt, v, latents, n);
-    if (e->i_image == 0) {
+    if (observing(e)) {
         snprintf(name, sizeof name, "latents.%d", i_step);
         observe_computed(e, name, latents, rows, ch);
     }
+    qie_trace_span("step", started, "step %d", i_step + 1);
     return QIE_OK;
 }
 
@@ -666,7 +674,7 @@ static qie_status decode_image(edit *e, const float *latents, qie_image **out, b
     QIE_TRY(qie_run_view(&e->run, latents, sizeof(float) * (size_t)h * (size_t)w * (size_t)c->z_dim,
                          &host, err));
     qie_latents_unpack(c, host, h, w, map);
-    if (e->i_image == 0)
+    if (observing(e))
         observe_map(e, "vae_decode_input", map, h, w, c->z_dim);
     QIE_TRY(qie_vae_decode(e->m->vae, &e->run, map, h, w, e->p->memory.vae_tiled, pixels, err));
     if (!all_finite(pixels, 3ll * px.w * px.h)) {
@@ -674,7 +682,7 @@ static qie_status decode_image(edit *e, const float *latents, qie_image **out, b
         return qie_fail(err, QIE_E_INTERNAL, NULL,
                         "the VAE's decoder gave values that are no numbers");
     }
-    if (e->i_image == 0)
+    if (observing(e))
         observe_map(e, "decoded", pixels, px.h, px.w, 3);
     qie_image *made;
     QIE_TRY(qie_image_create(px.w, px.h, &made, err));
@@ -747,14 +755,19 @@ qie_status qie_pipeline_run(qie_model *m, const qie_run *run, qie_prepared *p,
     qie_status st = begin(&e, m, run, p, err);
     if (st == QIE_OK)
         st = text_stage(&e, err);
+    qie_trace_span("stage", e.started, "text");
+    double read = qie_now_s();
     if (st == QIE_OK)
         st = reference_stage(&e, err);
+    qie_trace_span("stage", read, "reference");
     double encoded = qie_now_s(), denoised = encoded;
     if (st == QIE_OK)
         st = denoise_stage(&e, non_finite, err);
+    qie_trace_span("stage", encoded, "denoise");
     if (st == QIE_OK) {
         denoised = qie_now_s();
         st = decode_stage(&e, result, non_finite, err);
+        qie_trace_span("stage", denoised, "decode");
     }
     if (st != QIE_OK) {
         qie_edit_result_release(result);

@@ -5,7 +5,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/clock.h"
 #include "base/error.h"
+#include "base/trace.h"
 #include "model/rope.h"
 #include "model/text_encoder_parts.h"
 
@@ -354,11 +356,13 @@ qie_status qie_language_encode(qie_text_encoder *e, const qie_run *run, const qi
     const qie_range live = {b.x.data, row * (size_t)n_ids};
     for (int i = 0; i < t->num_hidden_layers; i++) {
         QIE_TRY(qie_run_check(run, err));
+        double started = qie_now_s();
         prefetch_layer(e, i + 1);
         qie_run_group(run, &e->layers[i].group,
                       i + 1 < t->num_hidden_layers ? &e->layers[i + 1].group : NULL, 1, &live);
         language_layer(t, run, &e->layers[i], i, prefix, start,
                        i + 1 < t->num_hidden_layers ? start : asked, &b);
+        qie_trace_span("block", started, "language layer %d", i + 1);
     }
     for (int i = 0; i < QIE_PROMPT_PARTS; i++)
         prefix->parts[i].filled = true;

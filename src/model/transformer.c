@@ -7,6 +7,7 @@
 
 #include "base/clock.h"
 #include "base/error.h"
+#include "base/trace.h"
 #include "model/rope.h"
 
 #define EPS                                                                               \
@@ -550,10 +551,12 @@ static qie_status run_one(const qie_denoiser *d, const qie_run *run, const stret
     const qie_transformer *t = d->t;
     int n = t->c.num_layers;
     QIE_TRY(qie_run_check(run, err));
+    double started = qie_now_s();
     if (d->prefetch)
-        prefetch_block(d, b + 1);
+        prefetch_block(d, d->larger_than_memory ? (b + 1) % n : b + 1);
     qie_run_group(run, &t->blocks[b].rest, &t->blocks[(b + 1) % n].rest, 2, s->live);
     run_block(d, run, b, s->rows, s->pass, b == n - 1 && !s->whole);
+    qie_trace_span("block", started, "block %d", b + 1);
     if (s->observing)
         observe_block(d, run, b, s->pass);
     return QIE_OK;
@@ -607,7 +610,8 @@ qie_status qie_denoiser_forward(qie_denoiser *d, const qie_run *run, int i_step,
     qie_mat x = qie_mat_make((void *)(uintptr_t)latents, QIE_F32, d->n_target, t->c.in_channels);
     const qie_ops *ops = &run->compute->ops;
     stretch s = {.pass = i_pass, .rows = {row, d->mod_count}};
-    s.observing = run->observer && i_step == 0 && i_pass == 0;
+    s.observing =
+        qie_observer_checks(run->observer) || (run->observer && i_step == 0 && i_pass == 0);
     s.whole = s.observing && wants_last(d, run);
     s.live[0] = (qie_range){d->x_img, sizeof(float) * (size_t)(d->n_image * dim)};
     s.live[1] = (qie_range){d->x_txt, sizeof(float) * (size_t)(d->n_text[i_pass] * dim)};

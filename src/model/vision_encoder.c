@@ -4,7 +4,9 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "base/clock.h"
 #include "base/error.h"
+#include "base/trace.h"
 #include "model/rope.h"
 #include "model/text_encoder_parts.h"
 
@@ -221,6 +223,7 @@ qie_status qie_vision_encode(qie_text_encoder *e, const qie_run *run, const qie_
     const qie_range live = {b.x.data, sizeof(float) * (size_t)(sizes->n_patches * v->hidden_size)};
     for (int i = 0; i < v->depth; i++) {
         QIE_TRY(qie_run_check(run, err));
+        double started = qie_now_s();
         bool full = false;
         for (int f = 0; f < v->n_fullatt; f++)
             full = full || v->fullatt_block_indexes[f] == i;
@@ -228,6 +231,7 @@ qie_status qie_vision_encode(qie_text_encoder *e, const qie_run *run, const qie_
                       i + 1 < v->depth ? &w->blocks[i + 1].group : &w->fixed, 1, &live);
         vision_block(v, run, &w->blocks[i], b.x, b.h, b.qkv, b.gate, b.cos, b.sin,
                      full ? b.whole : b.bounds, full ? (size_t)sizes->n_images : b.n_windows);
+        qie_trace_span("block", started, "vision layer %d", i + 1);
     }
     qie_run_group(run, &w->fixed, &e->layers[0].group, 1, &live);
     run->compute->ops.rms_norm(run->compute, b.x, w->ln_q, VISION_EPS, b.h);

@@ -8,9 +8,11 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "base/clock.h"
 #include "base/error.h"
 #include "base/json.h"
 #include "base/log.h"
+#include "base/trace.h"
 #include "weights/weights_impl.h"
 
 /* Index files of real checkpoints have about 0.2 MB. */
@@ -517,6 +519,8 @@ void qie_weights_prefetch(const void *data, size_t n_bytes) {
         return;
     uintptr_t from = (uintptr_t)data & ~((uintptr_t)page - 1);
     size_t n = (uintptr_t)data + n_bytes - from;
+    double started = qie_now_s();
     /* Only a hint: memory that is no mapping of a file answers with an error that nobody needs. */
     (void)madvise((void *)from, n, MADV_WILLNEED);
+    qie_trace_span("weights", started, "ask for %zu MiB", n >> 20);
 }

@@ -217,6 +217,72 @@ QTEST(test_edit_environment_gives_the_defaults) {
         r.err, "\xe6\xa8\xa1\xe5\x9e\x8b"); /* "model" in Chinese: what the demo says of itself */
 }
 
+/* Number of spans of this category, and their time within [from, to] summed. */
+static int spans_of(const qie_json *events, const char *category, double from, double to,
+                    double *sum) {
+    int n = 0;
+    *sum = 0;
+    for (size_t i = 0; i < qie_json_size(events); i++) {
+        const qie_json *e = qie_json_at(events, i);
+        size_t len;
+        const char *cat = qie_json_string(qie_json_member(e, "cat"), &len);
+        double ts = qie_json_number(qie_json_member(e, "ts")),
+               dur = qie_json_number(qie_json_member(e, "dur"));
+        if (!cat || strcmp(cat, category) != 0 || ts < from || ts + dur > to)
+            continue;
+        n++;
+        *sum += dur;
+    }
+    return n;
+}
+
+QTEST(test_edit_trace_holds_stages_steps_and_operations) {
+    static const char *const stages[] = {"text", "reference", "denoise", "decode"};
+    const run_options on = {.variables = {"QIE_TRACE=trace.json"}};
+    make_picture("in.png", 96, 80);
+    ASSERT_INT(EDIT(&on, "-i", "in.png", "-p", "make it blue", "-o", "t.png", "--steps", "3",
+                    "--threads", "2"),
+               0);
+    qie_json *root;
+    qie_error e = {0};
+    ASSERT_OK(qie_json_parse_file("trace.json", 64 << 20, &root, &e));
+    const qie_json *events = qie_json_member(root, "traceEvents");
+    double ends = 0, from = 0, to = 0, sum, busy;
+    int n_stages = 0;
+    for (size_t i = 0; i < qie_json_size(events); i++) {
+        const qie_json *v = qie_json_at(events, i);
+        size_t len;
+        const char *cat = qie_json_string(qie_json_member(v, "cat"), &len);
+        if (!cat || strcmp(cat, "stage") != 0)
+            continue;
+        ASSERT(n_stages < 4);
+        ASSERT_STR(qie_json_string(qie_json_member(v, "name"), &len), stages[n_stages]);
+        double ts = qie_json_number(qie_json_member(v, "ts"));
+        ASSERT(ts + 1 >= ends); /* one after the other */
+        ends = ts + qie_json_number(qie_json_member(v, "dur"));
+        if (n_stages++ == 2) {
+            from = ts - 1;
+            to = ends + 1;
+        }
+    }
+    ASSERT_INT(n_stages, 4);
+    ASSERT_INT(spans_of(events, "step", from, to, &sum), 3);
+    ASSERT(sum > 0 && sum <= to - from);
+    int blocks = spans_of(events, "block", from, to, &sum);
+    ASSERT(blocks > 0 && blocks % 3 == 0 && sum <= to - from);
+    int operations = spans_of(events, "operation", from, to, &sum);
+    ASSERT(operations > 10 * blocks && sum > 0 && sum <= to - from);
+    /* two threads work within the operations, so at most twice their time */
+    ASSERT(spans_of(events, "thread", from, to, &busy) > 0 && busy > 0 && busy <= 2 * sum);
+    qie_json_free(root);
+    /* a trace that cannot be written costs no picture */
+    ASSERT_INT(EDIT((&(run_options){.variables = {"QIE_TRACE=/nonexistent/t"}}), "-i", "in.png",
+                    "-p", "make it blue", "-o", "u.png"),
+               0);
+    ASSERT_CONTAINS(r.err, "cannot write '/nonexistent/t'");
+    ASSERT_INT(RUN(NULL, "info", "u.png"), 0);
+}
+
 QTEST(test_edit_chained_with_one_seed_takes_another) {
     ASSERT_INT(EDIT(NULL, "-i", "in.png", "-p", "red", "-o", "c1.png", "-s", "1", "-S", "42"), 0);
     ASSERT_INT(EDIT(NULL, "-i", "c1.png", "-p", "red", "-o", "c2.png", "-s", "1", "-S", "42"), 0);

@@ -571,12 +571,16 @@ static bool poisoned_model(char *dir) {
     return false;
 }
 
-static int n_retries;
+static int n_retries, n_found;
+static char found[256];
 static void count_retries(void *arg, qie_log_level level, const char *component, const char *text) {
     (void)arg;
     (void)level;
-    (void)component;
     n_retries += strstr(text, "computing again in f32") != NULL;
+    if (!strcmp(component, "finite")) {
+        n_found++;
+        snprintf(found, sizeof found, "%s", text);
+    }
 }
 
 /* R12: values that are no numbers are computed once more in f32, then an error, never a picture. */
@@ -594,16 +598,21 @@ QTEST(test_engine_non_finite_values_are_retried_once_then_an_error) {
         ASSERT_OK(qie_engine_open(&eo, &g, &e));
         qie_edit_options o = small_edit((const qie_image *const *)&img, 1);
         qie_edit_result r;
-        n_retries = 0;
+        n_retries = n_found = 0;
+        setenv("QIE_CHECK_FINITE", bf16 ? "1" : "0", 1);
         qie_log_set_sink(count_retries, NULL);
         qie_status st = qie_engine_edit(g, &o, &r, &e);
         qie_log_set_sink(NULL, NULL);
+        unsetenv("QIE_CHECK_FINITE");
+        ASSERT_INT(n_found, bf16); /* once, though computed twice */
         ASSERT_INT(st, QIE_E_INTERNAL);
         ASSERT_CONTAINS(e.message, "no numbers");
         ASSERT_INT(r.n_images, 0);
         ASSERT_INT(n_retries, bf16);
         qie_engine_close(g);
     }
+    ASSERT_CONTAINS(found, "dit.0.cond [1, ");
+    ASSERT_CONTAINS(found, "] has nan at [0, 0, 0]; before it block.1.txt was finite");
     qie_image_destroy(img);
     snprintf(cmd, sizeof cmd, "rm -r '%s'", dir);
     ASSERT_INT(system(cmd), 0);
