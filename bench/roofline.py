@@ -39,27 +39,36 @@ class Op:
         return max(self.flops / (peak * reached), (self.weights + self.moved) / (m["memory"] * STREAM))
 
 
-def operations(c, n_image, n_target, n_text, weight):
-    """Of one forward. Activations are bf16 (2 bytes), the residual streams f32 (4). A product reads x and W and writes y;
-    where something follows that cuBLASLt cannot do (gate and sum), a kernel of its own reads y again, and reads and writes
-    the residual."""
+def operations(c, n_image, n_target, n_text, weight, fp8):
+    """Of one forward. Activations are bf16 (2 bytes), the residual streams f32 (4). A product reads x and W and writes y.
+    Where it joins the residual, a kernel reads y and the residual, writes the residual, and in the same pass the norm behind
+    it; only the last block's way out has none, and the first block's norm no product before it. In fp8, x is read and
+    written as bytes before each product, and what is not joined is read and written again for its scales, bias and GELU."""
     d, blocks = c["num_attention_heads"] * c["attention_head_dim"], c["num_layers"]
     n = n_image + n_text
+    ops, low_in, low_out = [], 0, 0
 
-    def linear(name, rows, out, inner, count, fp8=True):
-        return Op(name, count, 2 * rows * out * inner * count, out * inner * weight * count,
-                  (rows * inner + rows * out) * 2 * count, "gemm", fp8)
+    def linear(name, rows, out, inner, count, low=True, joined=False):
+        nonlocal low_in, low_out
+        low = low and fp8
+        low_in += rows * inner * count * low
+        low_out += rows * out * count * (low and not joined)
+        ops.append(Op(name, count, 2 * rows * out * inner * count, out * inner * weight * count,
+                      (rows * inner * (1 if low else 2) + rows * out * 2) * count, "gemm", low))
 
-    ops = []
     for who, rows in (("picture", n_image), ("text", n_text)):
-        ops += [linear(f"q, k, v of the {who}", rows, d, d, 3 * blocks),
-                linear(f"attention's output of the {who}", rows, d, d, blocks),
-                linear(f"MLP up and GELU of the {who}", rows, 4 * d, d, blocks),
-                # in bf16 whatever the weights are: src/model/transformer.c, bind_stream
-                linear(f"MLP down of the {who}", rows, d, 4 * d, blocks, who == "text")]
-    ops.append(Op("gate and sum after products", 2 * 2 * blocks, 4 * n * d * blocks, 0, 2 * n * d * (2 + 4 * 2) * blocks, "rows"))
+        linear(f"q, k, v of the {who}", rows, d, d, 3 * blocks)
+        linear(f"attention's output of the {who}", rows, d, d, blocks, joined=True)
+        linear(f"MLP up and GELU of the {who}", rows, 4 * d, d, blocks)
+        # in bf16 whatever the weights are: src/model/transformer.c, bind_stream
+        linear(f"MLP down of the {who}", rows, d, 4 * d, blocks, who == "text", joined=True)
+    joins = 2 * blocks - 1
+    ops.append(Op("gate, sum, norm and modulation", 2 * joins, 12 * n * d * joins, 0, n * d * (2 + 4 + 4 + 2) * joins, "rows"))
+    ops.append(Op("the first norm, the last sum", 4, 12 * n * d, 0, n * d * (4 + 2 + 2 + 4 + 4), "rows"))
     ops.append(Op("attention", blocks, 4 * n * n * d * blocks, 0, 4 * n * d * 2 * blocks, "attention"))
-    ops.append(Op("norm and modulation", 2 * 2 * blocks, 8 * 2 * n * d * blocks, 0, 2 * n * d * (4 + 2) * blocks, "rows"))
+    if fp8:
+        ops.append(Op("x to bytes", (2 * 5 + 1) * blocks, 2 * low_in, 0, low_in * (2 + 1), "rows"))
+        ops.append(Op("scales, bias and GELU after products", 2 * 4 * blocks, 3 * low_out, 0, low_out * (2 + 2), "rows"))
     half = c["attention_head_dim"] // 2
     ops.append(Op("q, k norm and rotation", 2 * 2 * blocks, 10 * 2 * n * d * blocks, 0,
                   2 * (n * d * 2 * 2 + n * half * 4 * 2) * blocks, "rows"))
@@ -95,7 +104,7 @@ def main():
     target = tokens(a.size)
     n_image = target + sum(tokens(r) for r in a.reference.split(",") if r)
     fp8 = a.weights == "fp8"
-    ops = operations(c, n_image, target, a.text, BYTES[a.weights])
+    ops = operations(c, n_image, target, a.text, BYTES[a.weights], fp8)
     ops.sort(key=lambda o: -o.flops)
     total = sum(o.flops for o in ops)
     print(f"{a.size} from {a.reference}: {n_image} rows of pictures, {a.text} of text, {c['num_layers']} blocks, weights in "

@@ -185,6 +185,9 @@ typedef struct qie_ops {
     /* dst = x * rsqrt(mean(x^2) + eps) * w, per row; dst may be x */
     void (*rms_norm)(qie_compute *c, qie_mat x, qie_vec w, float eps, qie_mat dst);
     void (*layer_norm)(qie_compute *c, const qie_layer_norm_args *a);
+    /* linear with GATED_ADD, then layer_norm of its dst (n->x), as one pass over both; n->dst
+     * overlaps no operand of the linear layer. NULL: the caller calls one after the other. */
+    void (*linear_norm)(qie_compute *c, const qie_linear_args *a, const qie_layer_norm_args *n);
     void (*qk_norm_rope)(qie_compute *c, const qie_qk_norm_rope_args *a);
     void (*attention)(qie_compute *c, const qie_attention_args *a);
     void (*conv2d)(qie_compute *c, const qie_conv2d_args *a);
@@ -258,6 +261,8 @@ typedef struct qie_mem_ops {
      * besides what was shared. next: the group that probably follows, or NULL. */
     void (*begin_group)(qie_compute *c, const qie_weight_group *group, const qie_range *live,
                         size_t n_live, const qie_weight_group *next);
+    /* Operations of this group run where the current ones do: what those leave need not be live. */
+    bool (*stays)(qie_compute *c, const qie_weight_group *group);
     /* Between these two lies one guidance pass, possibly on devices of its own, while another pass
      * runs elsewhere. in: what it reads; out: what it leaves on the first device. */
     void (*begin_pass)(qie_compute *c, int i_pass, qie_range in);

@@ -7,7 +7,7 @@
 #include "compute/backend.h"
 #include "plan/assign.h"
 
-#define QIE_PLUGIN_API 3u
+#define QIE_PLUGIN_API 4u
 #define QIE_PLUGIN_ENTRY "qie_plugin_entry"
 
 typedef struct qie_device_info {

@@ -212,7 +212,8 @@ void qie_run_linear(const qie_run *run, qie_mat x, const qie_linear *l, qie_act 
 }
 
 void qie_run_linear_gated(const qie_run *run, qie_mat x, const qie_linear *l, const float *gate0,
-                          const float *gate1, int64_t split, qie_mat dst) {
+                          const float *gate1, int64_t split, qie_mat dst,
+                          const qie_layer_norm_args *then) {
     qie_linear_args a = {.x = x,
                          .w = l->w,
                          .bias = l->b,
@@ -227,7 +228,14 @@ void qie_run_linear_gated(const qie_run *run, qie_mat x, const qie_linear *l, co
                          .int8_blocks = takes_blocks(run, l),
                          .as_many = run->as_many,
                          .fp8 = l->fp8};
-    run->compute->ops.linear(run->compute, &a);
+    const qie_ops *ops = &run->compute->ops;
+    if (then && ops->linear_norm)
+        ops->linear_norm(run->compute, &a, then);
+    else {
+        ops->linear(run->compute, &a);
+        if (then)
+            ops->layer_norm(run->compute, then);
+    }
 }
 
 void qie_linear_prefetch(const qie_linear *l) {

@@ -94,8 +94,10 @@ qie_status qie_bind_vec(const qie_weights *w, const char *name, int64_t n, qie_v
 /* dst = act(x W^T + b); the other stores likewise. */
 void qie_run_linear(const qie_run *run, qie_mat x, const qie_linear *l, qie_act act,
                     qie_store store, qie_mat dst);
+/* then: a norm of dst afterwards, or NULL; see qie_ops.linear_norm. */
 void qie_run_linear_gated(const qie_run *run, qie_mat x, const qie_linear *l, const float *gate0,
-                          const float *gate1, int64_t split, qie_mat dst);
+                          const float *gate1, int64_t split, qie_mat dst,
+                          const qie_layer_norm_args *then);
 
 /* Gather the weights of a group. */
 void qie_group_add(qie_weight_group *g, const void *data, size_t n_bytes);

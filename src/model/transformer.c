@@ -430,49 +430,16 @@ static modulation modulation_of(const qie_denoiser *d, int i_block, bool text, i
     return r;
 }
 
-static void norm_modulate(const qie_run *run, qie_mat x, const float *shift0, const float *scale0,
-                          const float *shift1, const float *scale1, int64_t split, qie_mat dst) {
+static qie_layer_norm_args norm_args(qie_mat x, const float *shift0, const float *scale0,
+                                     const float *shift1, const float *scale1, int64_t split,
+                                     qie_mat dst) {
     qie_layer_norm_args a = {.x = x,
                              .scale = {scale0, scale1},
                              .shift = {shift0, shift1},
                              .split = split,
                              .eps = EPS,
                              .dst = dst};
-    run->compute->ops.layer_norm(run->compute, &a);
-}
-
-/* q, k, v rows of one stream from its normed rows, QK norm and rotation included. */
-static void project_qkv(const qie_denoiser *d, const qie_run *run, const stream *s, int64_t from,
-                        int64_t n, int64_t n_query, const float *cos, const float *sin) {
-    const qie_transformer_config *c = &d->t->c;
-    int64_t half = c->attention_head_dim / 2;
-    qie_mat x = qie_mat_rows(d->h, from, n);
-    qie_mat q = qie_mat_rows(d->q, from, n_query), k = qie_mat_rows(d->k, from, n);
-    if (n_query)
-        qie_run_linear(run, qie_mat_rows(x, 0, n_query), &s->q, QIE_ACT_NONE, QIE_STORE_SET, q);
-    qie_run_linear(run, x, &s->k, QIE_ACT_NONE, QIE_STORE_SET, k);
-    qie_run_linear(run, x, &s->v, QIE_ACT_NONE, QIE_STORE_SET, qie_mat_rows(d->v, from, n));
-    qie_qk_norm_rope_args a = {.n_heads = c->num_attention_heads,
-                               .head_dim = c->attention_head_dim,
-                               .eps = EPS,
-                               .cos = cos + from * half,
-                               .sin = sin + from * half,
-                               .interleaved = true};
-    a.x = q;
-    a.norm = s->norm_q;
-    if (n_query)
-        run->compute->ops.qk_norm_rope(run->compute, &a);
-    a.x = k;
-    a.norm = s->norm_k;
-    run->compute->ops.qk_norm_rope(run->compute, &a);
-}
-
-static void feed_forward(const qie_denoiser *d, const qie_run *run, const stream *s, qie_mat x,
-                         const modulation *m0, const modulation *m1, int64_t split) {
-    qie_mat h = qie_mat_rows(d->h, 0, x.rows), up = qie_mat_rows(d->hidden, 0, x.rows);
-    norm_modulate(run, x, m0->shift2, m0->scale2, m1->shift2, m1->scale2, split, h);
-    qie_run_linear(run, h, &s->up, QIE_ACT_GELU_TANH, QIE_STORE_SET, up);
-    qie_run_linear_gated(run, up, &s->down, m0->gate2, m1->gate2, split, x);
+    return a;
 }
 
 /* Rows of the modulation table. */
@@ -480,44 +447,121 @@ typedef struct mod_rows {
     int step, zero;
 } mod_rows;
 
-/* One block. `last`: only target rows of the image stream matter from here on, so queries and the
- * second half are computed for them alone. */
-static void run_block(const qie_denoiser *d, const qie_run *run, int i_block, mod_rows rows,
-                      int pass, bool last) {
-    const qie_transformer_config *c = &d->t->c;
+/* One stream in one block: its rows [from, from + n) of the joint matrices, of which the first
+ * n_out are computed to the end; rows below `split` are the noisy ones. */
+typedef struct part {
+    const stream *s;
+    modulation m0, m1; /* of rows below and from `split` on */
+    qie_mat x;         /* residual */
+    int64_t from, n, n_out, split;
+} part;
+
+static part part_of(const qie_denoiser *d, int i_block, mod_rows rows, int pass, bool text,
+                    bool last) {
     const block *b = &d->t->blocks[i_block];
+    int64_t n_text = d->n_text[pass];
+    part p = {.s = text ? &b->txt : &b->img,
+              .m0 = modulation_of(d, i_block, text, rows.step),
+              .from = text ? 0 : n_text,
+              .n = text ? n_text : d->n_image,
+              .split = text ? n_text : d->n_target};
+    p.n_out = !last ? p.n : text ? 0 : d->n_target;
+    p.m1 = d->t->c.zero_cond_t && !text ? modulation_of(d, i_block, text, rows.zero) : p.m0;
+    p.x = qie_mat_make(text ? d->x_txt : d->x_img, QIE_F32, p.n, d->t->c.inner_dim);
+    return p;
+}
+
+/* q, k, v rows of one stream from its normed rows, QK norm and rotation included. */
+static void project_qkv(const qie_denoiser *d, const qie_run *run, const part *p, int pass) {
+    const qie_transformer_config *c = &d->t->c;
+    int64_t half = c->attention_head_dim / 2;
+    qie_mat x = qie_mat_rows(d->h, p->from, p->n), q = qie_mat_rows(d->q, p->from, p->n_out),
+            k = qie_mat_rows(d->k, p->from, p->n), v = qie_mat_rows(d->v, p->from, p->n);
+    if (p->n_out)
+        qie_run_linear(run, qie_mat_rows(x, 0, p->n_out), &p->s->q, QIE_ACT_NONE, QIE_STORE_SET, q);
+    qie_run_linear(run, x, &p->s->k, QIE_ACT_NONE, QIE_STORE_SET, k);
+    qie_run_linear(run, x, &p->s->v, QIE_ACT_NONE, QIE_STORE_SET, v);
+    qie_qk_norm_rope_args a = {.n_heads = c->num_attention_heads,
+                               .head_dim = c->attention_head_dim,
+                               .eps = EPS,
+                               .cos = d->cos[pass] + p->from * half,
+                               .sin = d->sin[pass] + p->from * half,
+                               .interleaved = true};
+    a.x = q;
+    a.norm = p->s->norm_q;
+    if (p->n_out)
+        run->compute->ops.qk_norm_rope(run->compute, &a);
+    a.x = k;
+    a.norm = p->s->norm_k;
+    run->compute->ops.qk_norm_rope(run->compute, &a);
+}
+
+/* What a block begins with: the norm before attention, to h. */
+static qie_layer_norm_args norm_before_attention(const qie_denoiser *d, const part *p) {
+    return norm_args(p->x, p->m0.shift1, p->m0.scale1, p->m1.shift1, p->m1.scale1, p->split,
+                     qie_mat_rows(d->h, p->from, p->n));
+}
+
+/* Attention's way out, joined to the residual, and the norm before the MLP: to rows of q, which is
+ * done with, because h still holds the other stream's. */
+static void leave_attention(const qie_denoiser *d, const qie_run *run, const part *p) {
+    qie_mat x = qie_mat_rows(p->x, 0, p->n_out);
+    qie_layer_norm_args norm = norm_args(x, p->m0.shift2, p->m0.scale2, p->m1.shift2, p->m1.scale2,
+                                         p->split, qie_mat_rows(d->q, p->from, p->n_out));
+    qie_run_linear_gated(run, qie_mat_rows(d->h, p->from, p->n_out), &p->s->out, p->m0.gate1,
+                         p->m1.gate1, p->split, x, &norm);
+}
+
+/* next: the same stream in the block behind, or NULL: what that begins with is computed here. */
+static void feed_forward(const qie_denoiser *d, const qie_run *run, const part *p,
+                         const part *next) {
+    qie_mat up = qie_mat_rows(d->hidden, 0, p->n_out);
+    qie_layer_norm_args norm = norm_before_attention(d, next ? next : p);
+    qie_run_linear(run, qie_mat_rows(d->q, p->from, p->n_out), &p->s->up, QIE_ACT_GELU_TANH,
+                   QIE_STORE_SET, up);
+    qie_run_linear_gated(run, up, &p->s->down, p->m0.gate2, p->m1.gate2, p->split,
+                         qie_mat_rows(p->x, 0, p->n_out), next ? &norm : NULL);
+}
+
+/* How a block follows another. */
+typedef struct seam {
+    bool normed; /* h holds what it begins with: the block before left it */
+    bool ahead;  /* it leaves that for the block behind */
+    bool last;   /* only target rows of the image stream matter from here on, so queries and the
+                    second half are computed for them alone */
+} seam;
+
+static void run_block(const qie_denoiser *d, const qie_run *run, int i_block, mod_rows rows,
+                      int pass, seam at) {
+    const qie_transformer_config *c = &d->t->c;
+    const qie_ops *ops = &run->compute->ops;
     int64_t n_text = d->n_text[pass], n = n_text + d->n_image;
-    int64_t img_rows = last ? d->n_target : d->n_image, txt_rows = last ? 0 : n_text;
-    modulation mi = modulation_of(d, i_block, false, rows.step),
-               mt = modulation_of(d, i_block, true, rows.step);
-    modulation mr = c->zero_cond_t ? modulation_of(d, i_block, false, rows.zero) : mi;
-    qie_mat xi = qie_mat_make(d->x_img, QIE_F32, d->n_image, c->inner_dim);
-    qie_mat xt = qie_mat_make(d->x_txt, QIE_F32, n_text, c->inner_dim);
-    norm_modulate(run, xi, mi.shift1, mi.scale1, mr.shift1, mr.scale1, d->n_target,
-                  qie_mat_rows(d->h, n_text, d->n_image));
-    norm_modulate(run, xt, mt.shift1, mt.scale1, mt.shift1, mt.scale1, n_text,
-                  qie_mat_rows(d->h, 0, n_text));
-    project_qkv(d, run, &b->img, n_text, d->n_image, img_rows, d->cos[pass], d->sin[pass]);
-    project_qkv(d, run, &b->txt, 0, n_text, txt_rows, d->cos[pass], d->sin[pass]);
-    int64_t q_from = n_text - txt_rows;
-    qie_attention_args a = {.q = qie_mat_rows(d->q, q_from, txt_rows + img_rows),
+    part parts[2] = {part_of(d, i_block, rows, pass, false, at.last),
+                     part_of(d, i_block, rows, pass, true, at.last)};
+    for (int i = 0; i < 2 && !at.normed; i++) {
+        qie_layer_norm_args norm = norm_before_attention(d, &parts[i]);
+        ops->layer_norm(run->compute, &norm);
+    }
+    for (int i = 0; i < 2; i++)
+        project_qkv(d, run, &parts[i], pass);
+    int64_t q_from = n_text - parts[1].n_out, n_query = parts[1].n_out + parts[0].n_out;
+    qie_attention_args a = {.q = qie_mat_rows(d->q, q_from, n_query),
                             .k = qie_mat_rows(d->k, 0, n),
                             .v = qie_mat_rows(d->v, 0, n),
                             .n_heads = c->num_attention_heads,
                             .n_kv_heads = c->num_attention_heads,
                             .head_dim = c->attention_head_dim,
                             .scale = 1.0f / sqrtf((float)c->attention_head_dim),
-                            .dst = qie_mat_rows(d->h, q_from, txt_rows + img_rows)};
-    run->compute->ops.attention(run->compute, &a);
-    xi = qie_mat_rows(xi, 0, img_rows);
-    qie_run_linear_gated(run, qie_mat_rows(d->h, n_text, img_rows), &b->img.out, mi.gate1, mr.gate1,
-                         d->n_target, xi);
-    if (!last)
-        qie_run_linear_gated(run, qie_mat_rows(d->h, 0, n_text), &b->txt.out, mt.gate1, mt.gate1,
-                             n_text, xt);
-    feed_forward(d, run, &b->img, xi, &mi, &mr, d->n_target);
-    if (!last)
-        feed_forward(d, run, &b->txt, xt, &mt, &mt, n_text);
+                            .dst = qie_mat_rows(d->h, q_from, n_query)};
+    ops->attention(run->compute, &a);
+    for (int i = 0; i < 2 && parts[i].n_out; i++)
+        leave_attention(d, run, &parts[i]);
+    for (int i = 0; i < 2 && parts[i].n_out; i++) {
+        part next = parts[i];
+        if (at.ahead) /* what is computed there to the end does not matter to how it begins */
+            next = part_of(d, i_block + 1, rows, pass, i, false);
+        feed_forward(d, run, &parts[i], at.ahead ? &next : NULL);
+    }
 }
 
 static void observe_block(const qie_denoiser *d, const qie_run *run, int i_block, int pass) {
@@ -538,34 +582,40 @@ static bool wants_last(const qie_denoiser *d, const qie_run *run) {
     return qie_observer_wants(run->observer, a) || qie_observer_wants(run->observer, b);
 }
 
-/* Blocks from `first` to the end. */
+/* Blocks [first, end). */
 typedef struct stretch {
-    int pass, first;
+    int pass, first, end;
     mod_rows rows;
     bool observing, whole;
     qie_range live[2]; /* what one block leaves for the next */
 } stretch;
 
-static qie_status run_one(const qie_denoiser *d, const qie_run *run, const stretch *s, int b,
-                          qie_error *err) {
-    const qie_transformer *t = d->t;
-    int n = t->c.num_layers;
-    QIE_TRY(qie_run_check(run, err));
-    double started = qie_now_s();
-    if (d->prefetch)
-        prefetch_block(d, d->larger_than_memory ? (b + 1) % n : b + 1);
-    qie_run_group(run, &t->blocks[b].rest, &t->blocks[(b + 1) % n].rest, 2, s->live);
-    run_block(d, run, b, s->rows, s->pass, b == n - 1 && !s->whole);
-    qie_trace_span("block", started, "block %d", b + 1);
-    if (s->observing)
-        observe_block(d, run, b, s->pass);
-    return QIE_OK;
+/* A back end that joins a product, the residual and the norm behind them gains by having the block
+ * behind in mind, if that runs in the same place. */
+static bool looks_ahead(const qie_run *run, const qie_weight_group *next) {
+    const qie_compute *c = run->compute;
+    return c->ops.linear_norm && (!c->mem || c->mem->stays(run->compute, next));
 }
 
 static qie_status run_stretch(const qie_denoiser *d, const qie_run *run, const stretch *s,
                               qie_error *err) {
-    for (int b = s->first; b < d->t->c.num_layers; b++)
-        QIE_TRY(run_one(d, run, s, b, err));
+    const qie_transformer *t = d->t;
+    int n = t->c.num_layers;
+    seam at = {.ahead = false};
+    for (int b = s->first; b < s->end; b++) {
+        QIE_TRY(qie_run_check(run, err));
+        double started = qie_now_s();
+        if (d->prefetch)
+            prefetch_block(d, d->larger_than_memory ? (b + 1) % n : b + 1);
+        qie_run_group(run, &t->blocks[b].rest, &t->blocks[(b + 1) % n].rest, 2, s->live);
+        at.normed = at.ahead;
+        at.ahead = b + 1 < s->end && looks_ahead(run, &t->blocks[b + 1].rest);
+        at.last = b == n - 1 && !s->whole;
+        run_block(d, run, b, s->rows, s->pass, at);
+        qie_trace_span("block", started, "block %d", b + 1);
+        if (s->observing)
+            observe_block(d, run, b, s->pass);
+    }
     return QIE_OK;
 }
 
@@ -609,7 +659,7 @@ qie_status qie_denoiser_forward(qie_denoiser *d, const qie_run *run, int i_step,
     int row = i_step - d->mod_first;
     qie_mat x = qie_mat_make((void *)(uintptr_t)latents, QIE_F32, d->n_target, t->c.in_channels);
     const qie_ops *ops = &run->compute->ops;
-    stretch s = {.pass = i_pass, .rows = {row, d->mod_count}};
+    stretch s = {.pass = i_pass, .end = t->c.num_layers, .rows = {row, d->mod_count}};
     s.observing =
         qie_observer_checks(run->observer) || (run->observer && i_step == 0 && i_pass == 0);
     s.whole = s.observing && wants_last(d, run);
@@ -628,11 +678,13 @@ qie_status qie_denoiser_forward(qie_denoiser *d, const qie_run *run, int i_step,
     d->n_forwards++;
     if (d->caching) { /* the first block alone decides about the others */
         qie_step_cache_before(&d->cache, run, i_step, i_pass, d->x_img);
-        QIE_TRY(run_one(d, run, &s, 0, err));
+        s.end = 1;
+        QIE_TRY(run_stretch(d, run, &s, err));
         QIE_TRY(qie_step_cache_decide(&d->cache, run, i_step, i_pass, d->x_img, &skip, err));
         s.first = 1;
+        s.end = t->c.num_layers;
     }
-    if (!skip && s.first < t->c.num_layers)
+    if (!skip && s.first < s.end)
         QIE_TRY(repeats ? repeat_stretch(d, run, &s, err) : run_stretch(d, run, &s, err));
     if (d->caching && !skip)
         qie_step_cache_keep(&d->cache, run, i_pass, d->x_img);
@@ -642,8 +694,9 @@ qie_status qie_denoiser_forward(qie_denoiser *d, const qie_run *run, int i_step,
     /* the output layer in f32: 64 columns; d->hidden is free and large enough (4 D of at least 2
      * bytes) */
     qie_mat normed = qie_mat_make(d->hidden.data, QIE_F32, d->n_target, dim);
-    norm_modulate(run, qie_mat_make(d->x_img, QIE_F32, d->n_target, dim), m + dim, m, m + dim, m,
-                  d->n_target, normed);
+    qie_layer_norm_args norm = norm_args(qie_mat_make(d->x_img, QIE_F32, d->n_target, dim), m + dim,
+                                         m, m + dim, m, d->n_target, normed);
+    ops->layer_norm(run->compute, &norm);
     qie_run_linear(run, normed, &t->proj_out, QIE_ACT_NONE, QIE_STORE_SET,
                    qie_mat_make(velocity, QIE_F32, d->n_target, t->proj_out.w.n));
     return QIE_OK;
@@ -668,7 +721,7 @@ qie_status qie_denoiser_probe(qie_denoiser *d, const qie_run *run, double *secon
     for (int i = 0; i < 2; i++) { /* the first one reads the weights from disk */
         QIE_TRY(qie_run_check(run, err));
         double t0 = qie_now_s();
-        run_block(d, run, 0, (mod_rows){0, d->mod_count}, 0, false);
+        run_block(d, run, 0, (mod_rows){0, d->mod_count}, 0, (seam){.ahead = false});
         float one;
         QIE_TRY(qie_run_fetch(run, &one, d->x_img, sizeof one, err)); /* waits for a device */
         double s = qie_now_s() - t0;

@@ -100,13 +100,16 @@ static const qie_dtype ACT[2] = {QIE_F32, QIE_BF16};
 static const qie_dtype PARAM[3] = {QIE_F32, QIE_BF16, QIE_F16};
 static const int64_t ROWS[] = {1, 7, 33}, COLS[] = {2, 31, 64, 130};
 
+/* Widths of a warp and of several, in fours and not, and one that shared memory has no room for. */
+static const int64_t WIDE[] = {2, 31, 64, 130, 1030, 1036, 12500};
+
 QTEST(test_cuda_kernels_layer_norm_equals_plain_c) {
     qie_compute c = reference();
-    for (int64_t rows : ROWS)
-        for (int64_t cols : COLS)
-            for (int form = 0; form < 4; form++) {
+    for (int64_t rows : {1, 7})
+        for (int64_t cols : WIDE)
+            for (int form = 0; form < 8; form++) {
                 qie_dtype t = ACT[form & 1];
-                int64_t ld = cols + 3;
+                int64_t ld = cols + (form & 4 ? 4 : 3);
                 buf x(QIE_F32, (size_t)(rows * ld)), p(QIE_F32, (size_t)(4 * cols), 0.5f);
                 buf a(t, (size_t)(rows * ld)), b = a;
                 const float *f = (const float *)p.data();
@@ -122,9 +125,11 @@ QTEST(test_cuda_kernels_layer_norm_equals_plain_c) {
                 g.dst = {a.data(), t, rows, cols, ld};
                 c.ops.layer_norm(&c, &g);
                 g.dst.data = b.data();
-                run([&](cu_stream s) { cu_k_layer_norm(s, &g); });
+                buf before = x;
+                run([&](cu_stream s) { cu_k_layer_norm(s, &g, NULL); });
                 ASSERT_LE(nmse(b, a), bound(t));
                 ASSERT(b.guarded());
+                ASSERT(x.bytes == before.bytes);
             }
 }
 
@@ -269,6 +274,67 @@ QTEST(test_cuda_kernels_epilogue_equals_plain_c) {
         ASSERT_LE(nmse(b, a), bound(td));
         ASSERT(b.guarded());
     }
+}
+
+/* Gate, sum and norm in one go: the bits of one after the other, whatever the types, scales and
+ * addresses are, and the residual's as well. */
+QTEST(test_cuda_kernels_joined_norm_equals_epilogue_and_norm) {
+    qie_compute c = reference();
+    for (int64_t n : WIDE)
+        for (int form = 0; form < 96; form++) {
+            int64_t m = 5, ld = n + (form & 1 ? 4 : 0), off = form & 32 ? 1 : 0;
+            qie_dtype td = ACT[form >> 1 & 1], ty = form % 3 ? ACT[form % 3 - 1] : QIE_I32,
+                      tb = PARAM[form / 2 % 3];
+            if (n > 2000 && form % 32 > 2)
+                continue;
+            buf y(ty == QIE_BF16 ? ty : QIE_F32, (size_t)(m * n)), bias(tb, (size_t)(n + off)),
+                p(QIE_F32, (size_t)(7 * n + off)), row(QIE_F32, (size_t)m),
+                x(QIE_F32, (size_t)(m * ld)), x2 = x, a(td, (size_t)(m * ld)), b = a;
+            if (ty == QIE_I32)
+                for (int64_t i = 0; i < m * n; i++) {
+                    int32_t v = (int32_t)(rnd() * 1000);
+                    memcpy((int32_t *)y.data() + i, &v, sizeof v);
+                }
+            const float *f = (const float *)p.data() + off;
+            cu_epilogue_args e = {};
+            e.y = y.data();
+            e.y_type = ty;
+            e.m = m;
+            e.n = n;
+            if (form & 8)
+                e.bias = {(unsigned char *)bias.data() + (size_t)off * qie_dtype_size(tb), tb, n};
+            e.store = QIE_STORE_GATED_ADD;
+            e.split = 2;
+            if (form & 16)
+                e.row_scale = (const float *)row.data();
+            if (form & 4) {
+                e.col_scale = f + 6 * n;
+                e.n_col_scale = form & 64 ? 1 : n;
+            }
+            e.dst = {x.data(), QIE_F32, m, n, ld};
+            qie_layer_norm_args g = {};
+            for (int i = 0; i < 2; i++) {
+                e.gate[i] = f + i * n;
+                g.scale[i] = f + (2 + i) * n;
+                g.shift[i] = f + (4 + i) * n;
+            }
+            g.x = e.dst;
+            g.split = 3;
+            g.eps = 1e-6f;
+            g.dst = {a.data(), td, m, n, ld};
+            run([&](cu_stream s) { cu_k_epilogue(s, &e); });
+            c.ops.layer_norm(&c, &g);
+            ASSERT(x.bytes != x2.bytes);
+            buf apart = b;
+            g.dst.data = apart.data();
+            run([&](cu_stream s) { cu_k_layer_norm(s, &g, NULL); });
+            g.x.data = e.dst.data = x2.data();
+            g.dst.data = b.data();
+            run([&](cu_stream s) { cu_k_layer_norm(s, &g, &e); });
+            ASSERT(x.bytes == x2.bytes);
+            ASSERT(b.bytes == apart.bytes);
+            ASSERT_LE(nmse(b, a), bound(td));
+        }
 }
 
 QTEST(test_cuda_kernels_attention_equals_plain_c) {

@@ -3,16 +3,19 @@
  * our kernels. */
 #define _GNU_SOURCE
 #include <stdlib.h>
+#include <unistd.h>
 
 #include "base/error.h"
+#include "base/fs.h"
 #include "compute/cpu/ref.h"
 #include "compute/plugin.h"
 #include "qtest.h"
 
-enum { LORAS = 2, MOST = 96 * 1024 };
+enum { LORAS = 2, MOST = 256 * 1024 };
 
 /* The smaller the limits, the more pieces a product is cut into. */
-static const qie_compute_limits LIMITS = {64, 64, 64, 16, 32, 0};
+static const qie_compute_limits LIMITS = {64, 64, 64, 16, 32, 0},
+                                NORM_LIMITS = {96, 96, 64, 16, 32, 0};
 
 static uint64_t dice = 1;
 static float rnd(void) {
@@ -47,6 +50,7 @@ typedef struct layer {
     qie_store store;
     qie_act after;
     bool known, scaled, eight; /* known: the back end was told of the LoRAs' matrices beforehand */
+    bool norm;                 /* and the norm of the sum after it, in one operation */
 } layer;
 
 typedef struct data {
@@ -101,7 +105,19 @@ static qie_linear_args args_of(const layer *l, const data *d, qie_lowrank list[L
     return a;
 }
 
-/* The layer on the back end: result in `out` [m, n] F32. */
+/* The norm behind a layer: its modulation is that of the gates, the other way round. */
+static qie_layer_norm_args norm_of(const layer *l, const qie_linear_args *a, void *dst,
+                                   qie_dtype type) {
+    qie_layer_norm_args n = {.x = a->dst,
+                             .scale = {a->gate[0], a->gate[1]},
+                             .shift = {a->gate[1], a->gate[0]},
+                             .split = l->m / 2,
+                             .eps = 1e-6f,
+                             .dst = qie_mat_make(dst, type, l->m, l->n)};
+    return n;
+}
+
+/* The layer on the back end: result in `out` [m, n] F32, that of the norm behind it. */
 static qie_status on_device(const layer *l, const data *d, float *out, qie_error *e) {
     const qie_plugin *plugin;
     qie_compute *c;
@@ -109,7 +125,7 @@ static qie_status on_device(const layer *l, const data *d, float *out, qie_error
     void *base;
     bool moved;
     QIE_TRY(qie_plugin_open(QIE_BINARY_DIR "/tests/qie_cuda_double.so", &plugin, e));
-    QIE_TRY(plugin->create(&o, &LIMITS, &c, e));
+    QIE_TRY(plugin->create(&o, l->norm ? &NORM_LIMITS : &LIMITS, &c, e));
     qie_weight_span spans[] = {{d->w, (size_t)(l->n * l->k) * qie_dtype_size(l->weights)},
                                {d->bias, sizeof(float) * (size_t)l->n},
                                {d->scale, sizeof(float) * (size_t)l->n}};
@@ -126,7 +142,7 @@ static qie_status on_device(const layer *l, const data *d, float *out, qie_error
     if (l->known)
         mem->adapt(c, lows, 2 * LORAS, &moved);
     if (st == QIE_OK)
-        st = mem->reserve(c, 4 * MOST, &base, e);
+        st = mem->reserve(c, 5 * MOST, &base, e);
     if (st == QIE_OK) {
         unsigned char *x = base, *dst = x + MOST;
         float *gate[2] = {(float *)(void *)(x + 2 * MOST), (float *)(void *)(x + 3 * MOST)};
@@ -138,10 +154,18 @@ static qie_status on_device(const layer *l, const data *d, float *out, qie_error
         for (int i = 0; i < 2; i++)
             mem->upload(c, gate[i], d->gate[i], sizeof(float) * (size_t)l->n);
         mem->begin_group(c, &g, NULL, 0, NULL);
-        c->ops.linear(c, &a);
+        qie_layer_norm_args n = norm_of(l, &a, x + 4 * MOST, l->act);
+        if (l->norm)
+            c->ops.linear_norm(c, &a, &n);
+        else
+            c->ops.linear(c, &a);
         unsigned char *raw = malloc(bytes);
         mem->download(c, raw, dst, bytes);
         qie_to_f32(out, raw, a.dst.dtype, (size_t)(l->m * l->n));
+        if (l->norm) {
+            mem->download(c, raw, n.dst.data, (size_t)(l->m * l->n) * qie_dtype_size(l->act));
+            qie_to_f32(out + l->m * l->n, raw, l->act, (size_t)(l->m * l->n));
+        }
         free(raw);
         st = mem->check(c, e);
     }
@@ -152,8 +176,8 @@ static qie_status on_device(const layer *l, const data *d, float *out, qie_error
 /* NMSE against plain C in f32 on the same numbers. */
 static qie_status compare(const layer *l, double *error, qie_error *e) {
     data d = make_data(l);
-    size_t n = (size_t)(l->m * l->n);
-    float *got = calloc(n, sizeof *got), *want = calloc(n, sizeof *want),
+    size_t n = (size_t)(l->m * l->n), all = l->norm ? 2 * n : n;
+    float *got = calloc(all, sizeof *got), *want = calloc(all, sizeof *want),
           *x = calloc((size_t)(l->m * l->k), sizeof *x);
     qie_compute ref = {.n_threads = 1};
     qie_lowrank list[LORAS];
@@ -165,9 +189,12 @@ static qie_status compare(const layer *l, double *error, qie_error *e) {
     qie_linear_args a = args_of(&plain, &d, list, x, want, d.gate[0], d.gate[1]);
     qie_to_f32(want, d.dst, l->store == QIE_STORE_SET ? l->act : QIE_F32, n);
     ref.ops.linear(&ref, &a);
+    qie_layer_norm_args norm = norm_of(l, &a, want + n, QIE_F32);
+    if (l->norm)
+        ref.ops.layer_norm(&ref, &norm);
     qie_status st = on_device(l, &d, got, e);
     double off = 0, size = 0;
-    for (size_t i = 0; i < n; i++) {
+    for (size_t i = 0; i < all; i++) {
         off += ((double)got[i] - (double)want[i]) * ((double)got[i] - (double)want[i]);
         size += (double)want[i] * (double)want[i];
     }
@@ -235,6 +262,46 @@ QTEST(test_cuda_ops_linear_in_8_bits_is_near_plain_c) {
         ASSERT_LE(error, fp8 ? 2e-3 : 2e-4);
         ASSERT(error > 1e-6); /* it was in 8 bits */
     }
+}
+
+/* Gate, sum and norm: rows that are one piece in one kernel, others one after the other. */
+QTEST(test_cuda_ops_linear_with_the_norm_behind_it_equals_plain_c) {
+    static const int64_t sizes[][3] = {{3, 8, 19}, {37, 64, 48}, {600, 16, 96}, {20, 96, 96}};
+    char path[] = "/tmp/qie-profile-XXXXXX", *text;
+    qie_error e = {0};
+    size_t n_bytes;
+    int fd = mkstemp(path);
+    ASSERT(fd >= 0);
+    close(fd);
+    ASSERT_INT(setenv("QIE_CUDA_PROFILE", path, 1), 0);
+    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++)
+        for (int form = 0; form < 8; form++) {
+            layer l = {.m = sizes[i][0],
+                       .k = sizes[i][1],
+                       .n = sizes[i][2],
+                       .rank = {2, 3},
+                       .low = QIE_F32,
+                       .store = QIE_STORE_GATED_ADD,
+                       .n_lowrank = (size_t)(form / 4),
+                       .norm = true};
+            bool bf = form & 1, eight = form == 7 && l.n % 16 == 0 && l.k % 16 == 0;
+            l.act = bf ? QIE_BF16 : QIE_F32;
+            l.weights = eight ? QIE_I8 : form & 2 ? QIE_BF16 : QIE_F32;
+            l.eight = l.scaled = eight;
+            if (eight)
+                l.n_lowrank = 0;
+            double error;
+            ASSERT_OK(compare(&l, &error, &e));
+            ASSERT_LE(error, eight ? 2e-4 : bf ? B16 : F32);
+            /* weights that are converted come in panels of rows, of which 64 fit */
+            bool apart = l.weights != l.act && !bf && l.k == 96;
+            ASSERT_OK(qie_file_read(path, 1 << 20, (unsigned char **)&text, &n_bytes, &e));
+            ASSERT(strstr(text, "gate and sum, norm") != NULL);
+            ASSERT_INT(strstr(text, "layer_norm") != NULL, apart);
+            free(text);
+        }
+    unsetenv("QIE_CUDA_PROFILE");
+    unlink(path);
 }
 
 int main(int argc, char **argv) {

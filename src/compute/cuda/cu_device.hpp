@@ -52,6 +52,8 @@ template <> struct cu_num<cu_bf16> {
         *p = cu_f32_to_bf16(v);
     }
 };
+/* N neighbours, read or written in one access: the address is a multiple of their size. */
+template <typename T, int N> struct alignas(sizeof(T) * N) cu_some { T v[N]; };
 CU_INLINE float cu_f16_to_f32(uint16_t h) {
     uint32_t sign = (uint32_t)(h & 0x8000u) << 16, e = (uint32_t)(h >> 10) & 31u, m = h & 0x3ffu;
     if (e == 31)

@@ -5,8 +5,12 @@
 #include "compute/cuda/cu_c.hpp"
 #include "compute/cuda/cu_rt.h"
 
-/* kernels_rows.cu: whole rows, one warp each */
-void cu_k_layer_norm(cu_stream s, const qie_layer_norm_args *a);
+typedef struct cu_epilogue_args cu_epilogue_args;
+
+/* kernels_rows.cu: whole rows */
+/* join: an epilogue on a->x before the norm, GATED_ADD without an activation; or NULL. Each value
+ * is read and written once for both. */
+void cu_k_layer_norm(cu_stream s, const qie_layer_norm_args *a, const cu_epilogue_args *join);
 void cu_k_rms_norm(cu_stream s, qie_mat x, qie_vec w, float eps, qie_mat dst);
 void cu_k_qk_norm_rope(cu_stream s, const qie_qk_norm_rope_args *a);
 void cu_k_channel_norm(cu_stream s, qie_fmap x, qie_vec gamma, bool silu, qie_fmap dst);
@@ -22,7 +26,7 @@ void cu_k_fill_random(cu_stream s, void *dst, int64_t n, uint32_t seed);
 void cu_k_find_bad(cu_stream s, const float *v, int64_t n, unsigned *flag);
 /* What a product is worth: dst = store(act(y + bias)). y [m, n] F32, BF16 or I32, ld n. gate and
  * split as qie_linear_args. */
-typedef struct cu_epilogue_args {
+struct cu_epilogue_args {
     const void *y;
     qie_dtype y_type;
     int64_t m, n;
@@ -35,7 +39,7 @@ typedef struct cu_epilogue_args {
     /* products in 8 bits: value = y * row_scale[row] * col_scale[col]; NULL: 1 */
     const float *row_scale, *col_scale;
     int64_t n_col_scale;
-} cu_epilogue_args;
+};
 void cu_k_epilogue(cu_stream s, const cu_epilogue_args *a);
 /* Rows [row0, row0 + n) of a weight of any type to F32 or BF16, dense. */
 void cu_k_dequantize(cu_stream s, qie_wmat w, int64_t row0, int64_t n, void *dst, qie_dtype type);

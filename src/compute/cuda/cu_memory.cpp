@@ -218,6 +218,11 @@ static void mem_begin_group(qie_compute *c, const qie_weight_group *g, const qie
         cu_weights_fetch(b, b->groups[next->id].card[b->lane], next);
 }
 
+static bool mem_stays(qie_compute *c, const qie_weight_group *g) {
+    cu_backend *b = cu_of(c);
+    return b->placed && b->groups[g->id].card[b->lane] == b->current;
+}
+
 /* Card that a lane begins on: that of its first block. */
 static int lane_start(const cu_backend *b, int lane) {
     for (size_t i = 0; i < b->n_groups; i++)
@@ -290,11 +295,11 @@ static qie_status mem_plan(qie_compute *c, size_t n, char *out, size_t cap, qie_
     return cu_weights_plan(b, n, out, cap, err);
 }
 
-const qie_mem_ops cu_mem_ops = {
-    mem_reserve,  cu_weights_load, cu_weights_adapt, mem_upload,       mem_download,
-    mem_zero,     mem_convert,     mem_share,        mem_begin_group,  mem_begin_pass,
-    mem_end_pass, cu_repeat_begin, cu_repeat_end,    cu_repeat_forget, mem_check,
-    mem_room,     mem_describe,    mem_plan};
+const qie_mem_ops cu_mem_ops = {mem_reserve,     cu_weights_load, cu_weights_adapt, mem_upload,
+                                mem_download,    mem_zero,        mem_convert,      mem_share,
+                                mem_begin_group, mem_stays,       mem_begin_pass,   mem_end_pass,
+                                cu_repeat_begin, cu_repeat_end,   cu_repeat_forget, mem_check,
+                                mem_room,        mem_describe,    mem_plan};
 
 int cu_memory_create(cu_backend *b, const qie_compute_limits *limits) {
     (void)limits;

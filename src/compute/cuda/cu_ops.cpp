@@ -69,7 +69,8 @@ static const void *operand(cu_backend *b, const qie_wmat *w, int64_t n0, int64_t
 typedef struct piece {
     cu_backend *b;
     cu_card *d;
-    const qie_linear_args *a; /* with the addresses of this card */
+    const qie_linear_args *a;        /* with the addresses of this card */
+    const qie_layer_norm_args *norm; /* of dst afterwards, or NULL */
     qie_dtype type;
     bool plain; /* the product is the result: written where it goes */
     int64_t r0, m, n0, n;
@@ -143,7 +144,15 @@ static void store_piece(const piece *p, const void *y, qie_dtype y_type, const f
     e.row_scale = row_scale;
     e.col_scale = col_scale;
     e.n_col_scale = n_col_scale;
-    cu_k_epilogue(p->d->compute, &e);
+    if (!p->norm || p->n < a->w.n) {
+        cu_k_epilogue(p->d->compute, &e);
+        return;
+    }
+    qie_layer_norm_args rows = *p->norm;
+    rows.x = dst;
+    rows.dst = qie_mat_rows(rows.dst, p->r0, p->m);
+    rows.split -= p->r0;
+    cu_k_layer_norm(p->d->compute, &rows, &e);
 }
 
 static bool run_piece(const piece *p) {
@@ -257,16 +266,39 @@ static bool in_8_bits(piece *p) {
     return true;
 }
 
-static void op_linear(qie_compute *c, const qie_linear_args *args) {
+static qie_layer_norm_args norm_here(const cu_backend *b, const qie_layer_norm_args *args) {
+    qie_layer_norm_args a = *args;
+    a.x = here(b, a.x);
+    a.dst = here(b, a.dst);
+    for (int i = 0; i < 2; i++) {
+        a.scale[i] = here_f32(b, a.scale[i]);
+        a.shift[i] = here_f32(b, a.shift[i]);
+    }
+    return a;
+}
+
+static void op_layer_norm(qie_compute *c, const qie_layer_norm_args *args) {
+    cu_backend *b = cu_of(c);
+    cu_card *d = cu_ready(b);
+    if (!d)
+        return;
+    cu_profile_note(b, "layer_norm %lld x %lld", (long long)args->x.rows, (long long)args->x.cols);
+    qie_layer_norm_args a = norm_here(b, args);
+    cu_k_layer_norm(d->compute, &a, NULL);
+}
+
+/* norm: of dst afterwards, or NULL. False: it is still to be done, because a row was not computed
+ * in one piece. */
+static bool linear(qie_compute *c, const qie_linear_args *args, const qie_layer_norm_args *norm) {
     cu_backend *b = cu_of(c);
     cu_card *d = cu_ready(b);
     if (!d || args->x.rows < 1)
-        return;
-    cu_profile_note(b, "linear %lld x %lld x %lld, %s weights, %s%s%s", (long long)args->x.rows,
+        return true;
+    cu_profile_note(b, "linear %lld x %lld x %lld, %s weights, %s%s%s%s", (long long)args->x.rows,
                     (long long)args->w.n, (long long)args->w.k, qie_dtype_name(args->w.dtype),
                     qie_dtype_name(args->x.dtype),
                     args->store == QIE_STORE_GATED_ADD ? ", gate and sum" : "",
-                    args->act == QIE_ACT_GELU_TANH ? ", GELU" : "");
+                    norm ? ", norm" : "", args->act == QIE_ACT_GELU_TANH ? ", GELU" : "");
     qie_linear_args a = *args;
     a.x = here(b, a.x);
     a.dst = here(b, a.dst);
@@ -274,18 +306,23 @@ static void op_linear(qie_compute *c, const qie_linear_args *args) {
         a.gate[i] = here_f32(b, a.gate[i]);
     a.bias = vec_here(b, a.bias);
     if (!wmat_here(b, &a.w, d->low, b->low_bytes) || b->failed)
-        return;
+        return true;
     piece p;
     memset(&p, 0, sizeof p);
     p.b = b;
     p.d = d;
     p.a = &a;
+    qie_layer_norm_args n;
+    if (norm) {
+        n = norm_here(b, norm);
+        p.norm = &n;
+    }
     p.type = a.x.dtype == QIE_BF16 ? QIE_BF16 : QIE_F32;
     p.plain = a.store == QIE_STORE_SET && a.dst.dtype == p.type && !a.n_lowrank &&
               (a.act == QIE_ACT_NONE || a.act == QIE_ACT_GELU_TANH) &&
               (!a.bias.data || a.bias.dtype == p.type);
     if (in_8_bits(&p))
-        return;
+        return p.n == a.w.n;
     size_t size = qie_dtype_size(p.type);
     int64_t panel = a.w.n;
     if (a.w.dtype != p.type || a.w.scale || (uintptr_t)a.w.data % 16) {
@@ -302,9 +339,19 @@ static void op_linear(qie_compute *c, const qie_linear_args *args) {
         for (p.r0 = 0; p.r0 < a.x.rows; p.r0 += rows) {
             p.m = a.x.rows - p.r0 < rows ? a.x.rows - p.r0 : rows;
             if (!run_piece(&p))
-                return;
+                return true;
         }
     }
+    return p.n == a.w.n;
+}
+
+static void op_linear(qie_compute *c, const qie_linear_args *a) {
+    linear(c, a, NULL);
+}
+
+static void op_linear_norm(qie_compute *c, const qie_linear_args *a, const qie_layer_norm_args *n) {
+    if (!linear(c, a, n))
+        op_layer_norm(c, n);
 }
 
 static void op_rms_norm(qie_compute *c, qie_mat x, qie_vec w, float eps, qie_mat dst) {
@@ -316,22 +363,6 @@ static void op_rms_norm(qie_compute *c, qie_mat x, qie_vec w, float eps, qie_mat
     w = vec_here(b, w);
     if (!b->failed)
         cu_k_rms_norm(d->compute, here(b, x), w, eps, here(b, dst));
-}
-
-static void op_layer_norm(qie_compute *c, const qie_layer_norm_args *args) {
-    cu_backend *b = cu_of(c);
-    cu_card *d = cu_ready(b);
-    if (!d)
-        return;
-    cu_profile_note(b, "layer_norm %lld x %lld", (long long)args->x.rows, (long long)args->x.cols);
-    qie_layer_norm_args a = *args;
-    a.x = here(b, a.x);
-    a.dst = here(b, a.dst);
-    for (int i = 0; i < 2; i++) {
-        a.scale[i] = here_f32(b, a.scale[i]);
-        a.shift[i] = here_f32(b, a.shift[i]);
-    }
-    cu_k_layer_norm(d->compute, &a);
 }
 
 static void op_qk_norm_rope(qie_compute *c, const qie_qk_norm_rope_args *args) {
@@ -479,6 +510,7 @@ static void op_copy(qie_compute *c, void *dst, const void *src, size_t n) {
 
 void cu_ops_fill(qie_ops *ops) {
     ops->linear = op_linear;
+    ops->linear_norm = op_linear_norm;
     ops->rms_norm = op_rms_norm;
     ops->layer_norm = op_layer_norm;
     ops->qk_norm_rope = op_qk_norm_rope;

@@ -1,5 +1,6 @@
-/* Kernels that need a whole row at a time: norms, rotary embedding, guidance. One warp a row, eight
- * rows a block: a row is read from memory once and again from L1, written once. */
+/* Kernels that need a whole row at a time: norms, rotary embedding, guidance. Most: one warp a row,
+ * eight rows a block; a row is read from memory once and again from L1, written once. Layer norm,
+ * whose rows are long: a block a row. */
 #include "compute/cuda/cu_device.hpp"
 #include "compute/cuda/cu_kernels.hpp"
 
@@ -13,30 +14,117 @@ static int64_t blocks_for(int64_t rows) {
     return (rows + WARPS - 1) / WARPS;
 }
 
-template <typename D>
-CU_KERNEL(THREADS)
-layer_norm(const float *CU_RESTRICT x, int64_t ldx, int64_t rows, int64_t cols,
-           const float *CU_RESTRICT scale0, const float *CU_RESTRICT shift0,
-           const float *CU_RESTRICT scale1, const float *CU_RESTRICT shift1, int64_t split,
-           float eps, D *CU_RESTRICT dst, int64_t ldd) {
-    int64_t r = cu_row();
-    if (r >= rows)
-        return;
-    int lane = cu_tid() & 31;
-    const float *p = x + r * ldx;
-    float sum = 0;
-    for (int64_t i = lane; i < cols; i += 32)
-        sum += p[i];
-    float mean = cu_warp_sum(sum) / (float)cols, var = 0;
-    for (int64_t i = lane; i < cols; i += 32)
-        var += (p[i] - mean) * (p[i] - mean);
-    float s = 1.0f / sqrtf(cu_warp_sum(var) / (float)cols + eps);
-    const float *scale = r < split ? scale0 : scale1, *shift = r < split ? shift0 : shift1;
-    for (int64_t i = lane; i < cols; i += 32) {
-        float v = (p[i] - mean) * s;
-        if (scale)
-            v = v * (1.0f + scale[i]) + shift[i];
-        cu_num<D>::put(dst + r * ldd + i, v);
+struct norm_params {
+    float *x;
+    int64_t ldx, cols, split, ldd;
+    const float *scale[2], *shift[2];
+    float eps;
+    int kept; /* the row fits into shared memory */
+    /* what is added to x first */
+    const void *y, *bias;
+    int y_type, bias_type;
+    const float *gate[2], *row_scale, *col_scale;
+    int64_t gate_split, n_col_scale;
+};
+
+/* V neighbouring values from element i on, of any type that products and parameters have. */
+template <int V> CU_INLINE void load_some(const void *p, int type, int64_t i, float v[V]) {
+    if (type == QIE_F32) {
+        cu_some<float, V> x = *(const cu_some<float, V> *)((const float *)p + i);
+        for (int j = 0; j < V; j++)
+            v[j] = x.v[j];
+    } else if (type == QIE_I32) {
+        cu_some<int32_t, V> x = *(const cu_some<int32_t, V> *)((const int32_t *)p + i);
+        for (int j = 0; j < V; j++)
+            v[j] = (float)x.v[j];
+    } else {
+        cu_some<uint16_t, V> x = *(const cu_some<uint16_t, V> *)((const uint16_t *)p + i);
+        for (int j = 0; j < V; j++)
+            v[j] = type == QIE_BF16 ? cu_bf16_to_f32(x.v[j]) : cu_f16_to_f32(x.v[j]);
+    }
+}
+
+/* Sum over the block, the same in all of its threads: always added in the same order. */
+CU_INLINE float block_sum(float v, float *room) {
+    int n = cu_n_threads() / 32;
+    v = cu_warp_sum(v);
+    if (cu_tid() % 32 == 0)
+        room[cu_tid() / 32] = v;
+    cu_sync();
+    v = room[0];
+    for (int i = 1; i < n; i++)
+        v += room[i];
+    return v;
+}
+
+/* dst = LN(x) * (1 + scale) + shift; JOIN: x += gate * (y + bias) before it, with the arithmetic of
+ * `epilogue`. Between its passes over a row each thread keeps what it read. */
+template <bool JOIN, int V, typename D> CU_KERNEL(THREADS) layer_norm(norm_params p, D *dst) {
+    float *room = cu_shared<float>(), *kept = room + 2 * WARPS;
+    int64_t r = cu_bx(), step = (int64_t)cu_n_threads() * V, first = (int64_t)cu_tid() * V;
+    float *row = p.x + r * p.ldx, sum = 0, var = 0, v[V], a[V];
+    if (!p.kept)
+        kept = row;
+    for (int64_t i = first; i < p.cols; i += step) {
+        load_some<V>(row, QIE_F32, i, v);
+        if (JOIN) {
+            float y[V];
+            load_some<V>(p.y, p.y_type, r * p.cols + i, y);
+            if (p.row_scale)
+                for (int j = 0; j < V; j++)
+                    y[j] *= p.row_scale[r];
+            if (p.n_col_scale > 1) {
+                load_some<V>(p.col_scale, QIE_F32, i, a);
+                for (int j = 0; j < V; j++)
+                    y[j] *= a[j];
+            } else if (p.col_scale)
+                for (int j = 0; j < V; j++)
+                    y[j] *= p.col_scale[0];
+            if (p.bias) {
+                load_some<V>(p.bias, p.bias_type, i, a);
+                for (int j = 0; j < V; j++)
+                    y[j] += a[j];
+            }
+            load_some<V>(r < p.gate_split ? p.gate[0] : p.gate[1], QIE_F32, i, a);
+            for (int j = 0; j < V; j++) {
+                float g = a[j] * y[j];
+                v[j] = v[j] + g;
+            }
+        }
+        cu_some<float, V> x;
+        for (int j = 0; j < V; j++) {
+            x.v[j] = v[j];
+            sum += v[j];
+        }
+        if (JOIN)
+            *(cu_some<float, V> *)(row + i) = x;
+        if (p.kept)
+            *(cu_some<float, V> *)(kept + i) = x;
+    }
+    float mean = block_sum(sum, room) / (float)p.cols;
+    for (int64_t i = first; i < p.cols; i += step) {
+        load_some<V>(kept, QIE_F32, i, v);
+        for (int j = 0; j < V; j++)
+            var += (v[j] - mean) * (v[j] - mean);
+    }
+    float s = 1.0f / sqrtf(block_sum(var, room + WARPS) / (float)p.cols + p.eps);
+    const float *scale = p.scale[r >= p.split], *shift = p.shift[r >= p.split];
+    for (int64_t i = first; i < p.cols; i += step) {
+        cu_some<D, V> out;
+        load_some<V>(kept, QIE_F32, i, v);
+        for (int j = 0; j < V; j++)
+            v[j] = (v[j] - mean) * s;
+        if (scale) {
+            load_some<V>(scale, QIE_F32, i, a);
+            for (int j = 0; j < V; j++)
+                v[j] *= 1.0f + a[j];
+            load_some<V>(shift, QIE_F32, i, a);
+            for (int j = 0; j < V; j++)
+                v[j] += a[j];
+        }
+        for (int j = 0; j < V; j++)
+            cu_num<D>::put(&out.v[j], v[j]);
+        *(cu_some<D, V> *)(dst + r * p.ldd + i) = out;
     }
 }
 
@@ -140,24 +228,72 @@ cfg_combine(const float *cond, const float *CU_RESTRICT uncond, float scale, int
         v[r * cols + i] = (q[i] + scale * (p[i] - q[i])) * f;
 }
 
-void cu_k_layer_norm(cu_stream s, const qie_layer_norm_args *a) {
-    const float *x = (const float *)a->x.data;
-    int64_t ldx = a->x.ld, rows = a->x.rows, cols = a->x.cols, split = a->split, ldd = a->dst.ld;
-    const float *c0 = a->scale[0], *c1 = a->scale[1], *h0 = a->shift[0], *h1 = a->shift[1];
-    float eps = a->eps;
-    if (rows < 1)
-        return;
-    if (a->dst.dtype == QIE_BF16) {
-        cu_bf16 *d = (cu_bf16 *)a->dst.data;
-        auto k = layer_norm<cu_bf16>;
-        CU_LAUNCH(s, k, blocks_for(rows), 1, THREADS, 0, x, ldx, rows, cols, c0, h0, c1, h1, split,
-                  eps, d, ldd);
-    } else {
-        float *d = (float *)a->dst.data;
-        auto k = layer_norm<float>;
-        CU_LAUNCH(s, k, blocks_for(rows), 1, THREADS, 0, x, ldx, rows, cols, c0, h0, c1, h1, split,
-                  eps, d, ldd);
+template <bool JOIN, int V, typename D>
+static void launch_norm(cu_stream s, const norm_params &p, int64_t rows, void *dst) {
+    enum { KEPT = 48 << 10, EACH = 12 }; /* shared memory without asking; elements a thread */
+    norm_params q = p;
+    D *d = (D *)dst;
+    int64_t threads = (p.cols + EACH * 32 - 1) / (EACH * 32) * 32;
+    threads = threads < THREADS ? threads : THREADS;
+    size_t bytes = sizeof(float) * (size_t)(2 * WARPS + (p.cols + V - 1) / V * V);
+    q.kept = bytes <= KEPT;
+    if (!q.kept)
+        bytes = sizeof(float) * 2 * WARPS;
+    auto k = layer_norm<JOIN, V, D>;
+    CU_LAUNCH(s, k, rows, 1, threads, bytes, q, d);
+}
+
+/* May four elements at a time be read and written? */
+static bool in_fours(const norm_params &p, const void *dst, qie_dtype type) {
+    const void *words[] = {p.x,        p.scale[0], p.scale[1], p.shift[0],
+                           p.shift[1], p.gate[0],  p.gate[1],  p.col_scale};
+    const struct {
+        const void *at;
+        bool half; /* of two bytes */
+    } others[] = {
+        {dst, type == QIE_BF16}, {p.y, p.y_type == QIE_BF16}, {p.bias, p.bias_type != QIE_F32}};
+    uintptr_t bits = 0;
+    for (const void *a : words)
+        bits |= (uintptr_t)a;
+    for (const auto &o : others)
+        bits |= (uintptr_t)o.at << o.half;
+    return bits % 16 == 0 && (p.cols | p.ldx | p.ldd) % 4 == 0;
+}
+
+void cu_k_layer_norm(cu_stream s, const qie_layer_norm_args *a, const cu_epilogue_args *join) {
+    norm_params p;
+    memset(&p, 0, sizeof p);
+    p.x = (float *)a->x.data;
+    p.ldx = a->x.ld;
+    p.cols = a->x.cols;
+    p.split = a->split;
+    p.ldd = a->dst.ld;
+    p.eps = a->eps;
+    for (int i = 0; i < 2; i++) {
+        p.scale[i] = a->scale[i];
+        p.shift[i] = a->shift[i];
     }
+    if (join) {
+        p.y = join->y;
+        p.y_type = (int)join->y_type;
+        p.bias = join->bias.data;
+        p.bias_type = (int)join->bias.dtype;
+        p.gate[0] = join->gate[0];
+        p.gate[1] = join->gate[1];
+        p.gate_split = join->split;
+        p.row_scale = join->row_scale;
+        p.col_scale = join->col_scale;
+        p.n_col_scale = join->col_scale ? join->n_col_scale : 0;
+    }
+    if (a->x.rows < 1)
+        return;
+    static void (*const launches[2][2][2])(cu_stream, const norm_params &, int64_t, void *) = {
+        {{launch_norm<false, 1, float>, launch_norm<false, 1, cu_bf16>},
+         {launch_norm<false, 4, float>, launch_norm<false, 4, cu_bf16>}},
+        {{launch_norm<true, 1, float>, launch_norm<true, 1, cu_bf16>},
+         {launch_norm<true, 4, float>, launch_norm<true, 4, cu_bf16>}}};
+    launches[join != NULL][in_fours(p, a->dst.data, a->dst.dtype)][a->dst.dtype == QIE_BF16](
+        s, p, a->x.rows, a->dst.data);
 }
 
 template <typename S, typename D>
