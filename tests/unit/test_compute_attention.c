@@ -102,41 +102,58 @@ QTEST(test_attention_large_heads_match_reference) {
 }
 
 /* The last queries have the same bits without those before. */
-QTEST(test_attention_causal_rows_do_not_depend_on_those_before) {
-    enum { N = 700, HEADS = 4, KV = 2, D = 128 };
+static void last_queries_alone(int heads, int d) {
+    enum { N = 700, KV = 2 };
     static const int64_t counts[] = {1, 6, 31, 129, 300, 631};
+    const int64_t width = (int64_t)heads * d, kv_width = (int64_t)KV * d;
     for (int i = 0; i < 2 && !qtest_failed; i++) {
         qie_dtype t = ACTS[i];
-        op_buf q = op_random(t, N * HEADS * D, 2, false), k = op_random(t, N * KV * D, 1, false),
-               v = op_random(t, N * KV * D, 1, false);
-        op_buf all = op_alloc(N * HEADS * D * qie_dtype_size(t), false),
-               some = op_alloc(N * HEADS * D * qie_dtype_size(t), false);
+        op_buf q = op_random(t, (size_t)(N * width), 2, false),
+               k = op_random(t, (size_t)(N * kv_width), 1, false),
+               v = op_random(t, (size_t)(N * kv_width), 1, false);
+        op_buf all = op_alloc((size_t)(N * width) * qie_dtype_size(t), false),
+               some = op_alloc((size_t)(N * width) * qie_dtype_size(t), false);
         for (int level = OP_FIRST_LEVEL; level <= (int)qie_cpu_level_hardware(); level++) {
             qie_compute *c = op_compute("cpu", (qie_cpu_level)level, 2);
-            qie_attention_args a = {.q = qie_mat_make(q.data, t, N, HEADS * D),
-                                    .k = qie_mat_make(k.data, t, N, KV * D),
-                                    .v = qie_mat_make(v.data, t, N, KV * D),
-                                    .n_heads = HEADS,
+            qie_attention_args a = {.q = qie_mat_make(q.data, t, N, width),
+                                    .k = qie_mat_make(k.data, t, N, kv_width),
+                                    .v = qie_mat_make(v.data, t, N, kv_width),
+                                    .n_heads = heads,
                                     .n_kv_heads = KV,
-                                    .head_dim = D,
+                                    .head_dim = d,
                                     .scale = 0.088f,
                                     .causal = true,
-                                    .dst = qie_mat_make(all.data, t, N, HEADS * D)};
+                                    .dst = qie_mat_make(all.data, t, N, width)};
             c->ops.attention(c, &a);
             const qie_mat queries = a.q, want = a.dst;
             for (size_t j = 0; j < sizeof counts / sizeof *counts; j++) {
                 int64_t n = counts[j];
                 a.q = qie_mat_rows(queries, N - n, n);
-                a.dst = qie_mat_make(some.data, t, n, HEADS * D);
+                a.dst = qie_mat_make(some.data, t, n, width);
                 c->ops.attention(c, &a);
                 if (memcmp(some.data, qie_mat_rows(want, N - n, n).data,
-                           (size_t)n * HEADS * D * qie_dtype_size(t)) != 0)
+                           (size_t)(n * width) * qie_dtype_size(t)) != 0)
                     QTEST_FAIL("level %s %s: the last %lld queries alone differ",
                                qie_cpu_level_name((qie_cpu_level)level), op_dtype(t), (long long)n);
             }
             qie_compute_destroy(c);
         }
         op_free(&q), op_free(&k), op_free(&v), op_free(&all), op_free(&some);
+    }
+}
+
+QTEST(test_attention_causal_rows_do_not_depend_on_those_before) {
+    last_queries_alone(4, 128);
+    last_queries_alone(48, 16); /* heads enough for tasks of 128, 256 and 512 queries */
+}
+
+/* Heads enough for tasks of more than 128 queries. */
+QTEST(test_attention_large_tasks_match_reference) {
+    for (int i = 0; i < 2 && !qtest_failed; i++) {
+        run_case(&(attention_case){520, 90, 64, 4, 16, 2, false, 0, ACTS[i], ACTS[i], 1});
+        run_case(&(attention_case){300, 301, 40, 8, 24, 0, false, 0, ACTS[i], ACTS[i], 1});
+        run_case(&(attention_case){590, 600, 33, 3, 8, 0, true, 0, ACTS[i], ACTS[i], 1});
+        run_case(&(attention_case){600, 600, 32, 32, 12, 0, false, 70, ACTS[i], ACTS[i], 1});
     }
 }
 

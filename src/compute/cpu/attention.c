@@ -1,6 +1,6 @@
 /* Attention with a running softmax: no row of scores longer than a block exists.
  *
- * A task is one head and TASK_QUERIES rows of queries. Queries are packed once as B, so that a
+ * A task is one head and 128 to 512 rows of queries. Queries are packed once as B, so that a
  * query is a lane of the vectors and keys and values are read by broadcast: scores lie
  * [key][query], the softmax never crosses lanes, and its weights are B of the second product as
  * they leave the vector unit. The output grows as [channel][query] and is turned over at the end.
@@ -11,7 +11,10 @@
 #include "compute/cpu/cpu_state.h"
 
 enum {
-    TASK_QUERIES = 128,
+    MIN_QUERIES = 128, /* in a task */
+    MAX_QUERIES = 512,
+    OUT_BYTES = 256 << 10, /* of a task's results, at most: they stay in the core's cache, too */
+    MIN_TASKS = 64,
     BLOCK_BYTES = 96 << 10, /* of one block of keys: with the values it stays in the core's cache */
     MAX_KEYS = 256,
 };
@@ -22,23 +25,32 @@ static int64_t block_keys(int64_t d, int64_t unit) {
     return n > MAX_KEYS ? MAX_KEYS : n < 16 ? 16 : n;
 }
 
+/* Most queries of a task: the more, the less often keys and values are copied. */
+static int64_t most_queries(int64_t d) {
+    int64_t n = MAX_QUERIES;
+    while (n > MIN_QUERIES && n * d * 4 > OUT_BYTES)
+        n /= 2;
+    return n;
+}
+
 typedef struct layout {
     int64_t keys, parts;                /* keys in a block; blocks of k that a key takes */
+    int64_t queries;                    /* of a task, at most */
     size_t k, v, q, s, o, stats, bytes; /* offsets in the thread's scratch */
 } layout;
 
 static layout layout_of(int64_t d, int64_t unit, bool v_rows) {
-    layout l = {.keys = block_keys(d, unit)};
+    layout l = {.keys = block_keys(d, unit), .queries = most_queries(d)};
     int64_t units = qie_ceil_div(d, unit);
     l.parts = qie_ceil_div(units, QIE_K_UNITS);
     l.k = 0;
     l.v = l.k + (size_t)(l.keys * l.parts * QIE_A_STRIDE);
     l.q = l.v +
           (v_rows ? (size_t)(d * QIE_A_STRIDE) : (size_t)((l.keys / unit * d * 4 + 63) / 64 * 64));
-    l.s = l.q + (size_t)(TASK_QUERIES * units * 4);
+    l.s = l.q + (size_t)(l.queries * units * 4);
     l.o = l.s + (size_t)(l.keys * QIE_NR_MAX * 4);
-    l.stats = l.o + (size_t)(TASK_QUERIES * d * 4);
-    l.bytes = l.stats + 3 * TASK_QUERIES * sizeof(float);
+    l.stats = l.o + (size_t)(l.queries * d * 4);
+    l.bytes = l.stats + 3 * (size_t)l.queries * sizeof(float);
     return l;
 }
 
@@ -57,7 +69,7 @@ typedef struct attention_job {
     const qie_attention_args *a;
     const qie_gemm *g;
     layout l;
-    int64_t n_blocks; /* of queries */
+    int64_t queries, n_blocks; /* in a task; tasks of a head */
 } attention_job;
 
 static const void *at(const qie_mat *m, int64_t row, int64_t col) {
@@ -80,7 +92,7 @@ static void attend_block(const attention_job *job, unsigned char *scratch, group
     const layout *l = &job->l;
     int64_t d = job->a->head_dim, units = qie_ceil_div(d, g->unit), cols = gr->cols;
     float *s = (float *)(void *)(scratch + l->s);
-    float *factor = (float *)(void *)(scratch + l->stats) + 2 * TASK_QUERIES;
+    float *factor = (float *)(void *)(scratch + l->stats) + 2 * l->queries;
     int64_t n_tiles = qie_ceil_div(n, g->mr);
     for (int64_t t = 0; t < n_tiles; t++) {
         int64_t r0 = n * t / n_tiles, rows = n * (t + 1) / n_tiles - r0;
@@ -120,7 +132,7 @@ static void attend(const attention_job *job, unsigned char *scratch, int head, i
     int64_t d = a->head_dim, units = qie_ceil_div(d, g->unit), offset = a->k.rows - a->q.rows;
     int64_t q_col = head * d, kv_col = head / (a->n_heads / a->n_kv_heads) * d;
     float *stats = (float *)(void *)(scratch + l->stats);
-    group groups[TASK_QUERIES / 8];
+    group groups[MAX_QUERIES / 8];
     int n_groups = 0;
     for (int64_t q = q0, done = 0; q < q1; n_groups++) {
         group *gr = &groups[n_groups];
@@ -132,7 +144,7 @@ static void attend(const attention_job *job, unsigned char *scratch, int head, i
         gr->q = packed;
         gr->o = (float *)(void *)(scratch + l->o) + done * d;
         gr->max = stats + done;
-        gr->sum = stats + TASK_QUERIES + done;
+        gr->sum = stats + l->queries + done;
         for (int i = 0; i < gr->cols; i++) {
             gr->max[i] = -1e30f;
             gr->sum[i] = 0;
@@ -177,8 +189,8 @@ static void attend_segments(const attention_job *job, size_t index, int i_thread
     const qie_attention_args *a = job->a;
     unsigned char *scratch = qie_cpu_thread_scratch(job->c, i_thread);
     int head = (int)((int64_t)index / job->n_blocks);
-    int64_t q0 = (int64_t)index % job->n_blocks * TASK_QUERIES;
-    int64_t q1 = q0 + TASK_QUERIES < a->q.rows ? q0 + TASK_QUERIES : a->q.rows;
+    int64_t q0 = (int64_t)index % job->n_blocks * job->queries;
+    int64_t q1 = q0 + job->queries < a->q.rows ? q0 + job->queries : a->q.rows;
     if (!a->segments) {
         attend(job, scratch, head, q0, q1, 0, a->k.rows);
         return;
@@ -212,7 +224,11 @@ void qie_cpu_attention(qie_compute *c, const qie_attention_args *a) {
     attention_job job = {.c = c, .a = a, .g = qie_cpu_gemm(c, a->q.dtype)};
     job.l = layout_of(a->head_dim, job.g->unit, job.g->v_rows);
     assert(job.l.bytes <= qie_cpu_state_of(c)->thread_bytes);
-    job.n_blocks = qie_ceil_div(a->q.rows, TASK_QUERIES);
+    job.queries = job.l.queries;
+    while (job.queries > MIN_QUERIES &&
+           a->n_heads * qie_ceil_div(a->q.rows, job.queries) < MIN_TASKS)
+        job.queries /= 2;
+    job.n_blocks = qie_ceil_div(a->q.rows, job.queries);
     int64_t work = a->q.rows * a->k.rows * a->head_dim * a->n_heads;
     qie_parallel_for(work < 1 << 18 ? 1 : c->n_threads, (size_t)(job.n_blocks * a->n_heads),
                      attention_task, &job);
