@@ -48,15 +48,26 @@ static void note_rows(qie_op_record *r, const char *op, qie_dtype act, int64_t r
     note(r, &s, started);
 }
 
-static void linear(qie_compute *c, const qie_linear_args *a) {
-    double t = qie_now_s();
-    c->record->own.linear(c, a);
+static void note_linear(qie_op_record *r, const qie_linear_args *a, double started) {
     qie_op_shape s = shape_of("linear", a->x.dtype, a->w.dtype);
     s.dims[0] = a->x.rows;
     s.dims[1] = a->w.n;
     s.dims[2] = a->w.k;
     s.int8 = qie_linear_int8_group(a) > 0;
-    note(c->record, &s, t);
+    note(r, &s, started);
+}
+
+static void linear(qie_compute *c, const qie_linear_args *a) {
+    double t = qie_now_s();
+    c->record->own.linear(c, a);
+    note_linear(c->record, a, t);
+}
+
+/* As the product that it mostly is. */
+static void linear_norm(qie_compute *c, const qie_linear_args *a, const qie_layer_norm_args *n) {
+    double t = qie_now_s();
+    c->record->own.linear_norm(c, a, n);
+    note_linear(c->record, a, t);
 }
 
 static void attention(qie_compute *c, const qie_attention_args *a) {
@@ -131,6 +142,8 @@ void qie_op_record_begin(qie_compute *c, qie_op_record *r) {
     c->record = r;
     /* What a back end adds to the table without a line here is called as before, unnoted. */
     c->ops.linear = linear;
+    if (r->own.linear_norm)
+        c->ops.linear_norm = linear_norm;
     c->ops.attention = attention;
     c->ops.conv2d = conv2d;
     c->ops.rms_norm = rms_norm;

@@ -8,6 +8,7 @@
 #include "base/error.h"
 #include "base/fs.h"
 #include "compute/cpu/ref.h"
+#include "compute/op_record.h"
 #include "compute/plugin.h"
 #include "qtest.h"
 
@@ -155,10 +156,13 @@ static qie_status on_device(const layer *l, const data *d, float *out, qie_error
             mem->upload(c, gate[i], d->gate[i], sizeof(float) * (size_t)l->n);
         mem->begin_group(c, &g, NULL, 0, NULL);
         qie_layer_norm_args n = norm_of(l, &a, x + 4 * MOST, l->act);
+        static qie_op_record record;
+        qie_op_record_begin(c, &record);
         if (l->norm)
             c->ops.linear_norm(c, &a, &n);
         else
             c->ops.linear(c, &a);
+        qie_op_record_end(c);
         unsigned char *raw = malloc(bytes);
         mem->download(c, raw, dst, bytes);
         qie_to_f32(out, raw, a.dst.dtype, (size_t)(l->m * l->n));
@@ -168,6 +172,9 @@ static qie_status on_device(const layer *l, const data *d, float *out, qie_error
         }
         free(raw);
         st = mem->check(c, e);
+        const qie_op_shape *noted = &record.uses[0].shape;
+        if (record.n != 1 || strcmp(noted->op, "linear") != 0 || noted->dims[1] != l->n)
+            st = qie_fail(e, QIE_E_INTERNAL, NULL, "%zu operations were noted", record.n);
     }
     qie_compute_destroy(c);
     return st;
