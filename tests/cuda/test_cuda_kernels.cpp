@@ -656,6 +656,8 @@ static fake_cudnn_control *fake() {
         abort();
     fake_cudnn_control *f = (fake_cudnn_control *)p;
     f->fault = FAKE_CUDNN_NONE;
+    f->real = NULL;
+    f->idle = false;
     f->live = f->plans = f->runs = 0;
     f->queue = [](void *s, std::function<void()> work) {
         cu_double_queue((cu_stream)s, std::move(work), NULL, 0);
@@ -719,7 +721,7 @@ QTEST(test_cuda_cudnn_attention_equals_plain_c) {
     ASSERT(by_cudnn(c, 5, 70, 2, 2, &error));
     ASSERT_INT(f->plans, 6);
     ASSERT_INT(f->runs, 4);
-    for (int64_t n = 1; n < 40; n++) { /* more shapes than are kept */
+    for (int64_t n = 1; n < 60; n++) { /* more shapes than are kept */
         ASSERT(by_cudnn(c, n, 3, 1, 1, &error));
         ASSERT_LE(error, B16);
     }
@@ -746,6 +748,157 @@ QTEST(test_cuda_cudnn_attention_equals_plain_c) {
     ASSERT_INT(f->live, 0);
 }
 
+struct conv_case {
+    int h, w, in, out, kernel, stride;
+    bool bias, residual;
+};
+
+/* The same for a convolution; a residual is the result's own memory, as the VAE's are. */
+static bool conv_by_cudnn(cu_cudnn *c, const conv_case &t, double *error) {
+    qie_compute ref = reference();
+    int ho = t.h / t.stride, wo = t.w / t.stride, taps = t.kernel * t.kernel;
+    buf x(QIE_BF16, (size_t)(t.h * t.w * t.in)), w(QIE_BF16, (size_t)(t.out * t.in * taps)),
+        bias(QIE_BF16, (size_t)t.out), expected(QIE_BF16, (size_t)(ho * wo * t.out)),
+        got = expected;
+    device_memory work(QIE_CU_LIBS_WORKSPACE), room(2 * (x.n + w.n + bias.n + got.n) + 64);
+    qie_conv2d_args a = {};
+    a.x = {x.data(), QIE_BF16, t.h, t.w, t.in};
+    a.w = {w.data(), QIE_BF16, t.out, t.in, 1, t.kernel, t.kernel};
+    if (t.bias)
+        a.bias = {bias.data(), QIE_BF16, t.out};
+    a.stride = t.stride;
+    a.dst = {expected.data(), QIE_BF16, ho, wo, t.out};
+    if (t.residual)
+        a.residual = a.dst;
+    ref.ops.conv2d(&ref, &a);
+    unsigned char *at = (unsigned char *)room.p;
+    auto put = [&at](const buf &b) {
+        unsigned char *p = at;
+        memcpy(p, b.bytes.data(), 2 * b.n);
+        at += 2 * b.n;
+        return p;
+    };
+    a.x.data = put(x);
+    unsigned char *packed = at;
+    at += 2 * w.n;
+    if (t.bias)
+        a.bias.data = put(bias);
+    a.dst.data = put(got);
+    if (t.residual)
+        a.residual = a.dst;
+    bool took;
+    run([&](cu_stream s) {
+        cu_k_conv_weights(s, a.w, packed, QIE_BF16);
+        took = cu_cudnn_conv(c, s, &a, packed, work.p);
+    });
+    memcpy(got.bytes.data(), a.dst.data, 2 * got.n);
+    *error = nmse(got, expected);
+    return took;
+}
+
+/* 3 x 3 and 1 x 1, stride 2 with its edges, odd sides, with and without bias and residual. */
+QTEST(test_cuda_cudnn_convolution_equals_plain_c) {
+    static const conv_case cases[] = {
+        {9, 13, 16, 24, 3, 1, true, false}, {9, 13, 16, 24, 3, 1, true, true},
+        {8, 6, 24, 8, 3, 2, true, false},   {9, 13, 8, 16, 3, 2, true, false},
+        {5, 7, 16, 40, 1, 1, true, false},  {5, 7, 40, 16, 1, 1, true, true},
+        {1, 1, 8, 8, 3, 1, false, false},
+    };
+    fake_cudnn_control *f = fake();
+    cu_cudnn *c = cu_cudnn_open();
+    ASSERT(c != NULL);
+    double error;
+    int first = 0;
+    for (int turn = 0; turn < 2; turn++) {
+        for (const conv_case &t : cases) {
+            ASSERT(conv_by_cudnn(c, t, &error));
+            ASSERT_LE(error, B16);
+        }
+        first = turn ? first : f->plans;
+    }
+    ASSERT_INT(f->plans, first); /* of each shape, kept */
+    ASSERT_INT(f->runs, 2 + 14); /* with the check's own */
+    ASSERT(cu_cudnn_note(c) == NULL);
+    /* not its kind */
+    device_memory work(QIE_CU_LIBS_WORKSPACE);
+    unsigned char *at = (unsigned char *)work.p + 65536;
+    qie_conv2d_args a = {}, other;
+    a.x = {at, QIE_BF16, 4, 4, 8};
+    a.w = {at, QIE_BF16, 8, 8, 1, 3, 3};
+    a.bias = {at, QIE_BF16, 8};
+    a.dst = {at + 4096, QIE_BF16, 4, 4, 8};
+    a.stride = 1;
+    for (int what = 0; what < 7; what++) {
+        other = a;
+        if (what == 1)
+            other.upsample = true;
+        if (what == 2)
+            other.x.dtype = QIE_F32;
+        if (what == 3)
+            other.dst.dtype = QIE_F32;
+        if (what == 4)
+            other.bias.dtype = QIE_F32;
+        if (what == 5)
+            other.w.in = other.x.c = 3;
+        if (what == 6)
+            other.dst.data = at + 2;
+        run([&](cu_stream s) { ASSERT_INT(cu_cudnn_conv(c, s, &other, at, work.p), !what); });
+    }
+    ASSERT_INT(f->runs, 2 + 14 + 1);
+    cu_cudnn_close(c);
+    ASSERT_INT(f->live, 0);
+}
+
+/* cuDNN itself, where it is installed, makes a plan of each convolution of the released VAE at 1024
+ * x 1024, for an H100. */
+QTEST(test_cuda_cudnn_itself_accepts_the_released_convolutions) {
+    static const conv_case cases[] = {
+        /* encoder */
+        {1024, 1024, 96, 96, 3, 1, true, false},
+        {1024, 1024, 96, 96, 3, 1, true, true},
+        {1024, 1024, 96, 96, 3, 2, true, false},
+        {512, 512, 96, 192, 3, 1, true, false},
+        {512, 512, 96, 192, 1, 1, true, false},
+        {512, 512, 192, 192, 3, 1, true, true},
+        {512, 512, 192, 192, 3, 2, true, false},
+        {256, 256, 192, 384, 3, 1, true, false},
+        {256, 256, 192, 384, 1, 1, true, false},
+        {256, 256, 384, 384, 3, 1, true, true},
+        {256, 256, 384, 384, 3, 2, true, false},
+        {128, 128, 384, 384, 3, 1, true, false},
+        {128, 128, 384, 384, 3, 1, true, true},
+        {128, 128, 384, 32, 3, 1, true, false},
+        /* decoder */
+        {128, 128, 16, 16, 1, 1, true, false},
+        {128, 128, 16, 384, 3, 1, true, false},
+        {256, 256, 384, 384, 3, 1, true, false},
+        {512, 512, 192, 192, 3, 1, true, false},
+    };
+    fake_cudnn_control *f = fake();
+    f->real = REAL_CUDNN;
+    cu_cudnn *c = *f->real ? cu_cudnn_open() : NULL;
+    if (!c)
+        QTEST_SKIP("no cuDNN is installed, or it cannot be loaded");
+    device_memory work(QIE_CU_LIBS_WORKSPACE);
+    double error;
+    ASSERT(conv_by_cudnn(c, {8, 8, 8, 8, 3, 1, true, true}, &error)); /* and the check's */
+    ASSERT_LE(error, B16);
+    f->idle = true;
+    for (const conv_case &t : cases) {
+        qie_conv2d_args a = {};
+        a.x = {work.p, QIE_BF16, t.h, t.w, t.in};
+        a.w = {work.p, QIE_BF16, t.out, t.in, 1, t.kernel, t.kernel};
+        a.bias = {work.p, QIE_BF16, t.out};
+        a.stride = t.stride;
+        a.dst = {work.p, QIE_BF16, t.h / t.stride, t.w / t.stride, t.out};
+        if (t.residual)
+            a.residual = a.dst;
+        ASSERT(cu_cudnn_conv(c, NULL, &a, work.p, work.p));
+    }
+    cu_cudnn_close(c);
+    ASSERT_INT(f->live, 0);
+}
+
 /* Whatever is wrong with it: our own kernel, and a reason that is told once. */
 QTEST(test_cuda_cudnn_that_fails_is_not_used) {
     fake_cudnn_control *f = fake();
@@ -754,11 +907,18 @@ QTEST(test_cuda_cudnn_that_fails_is_not_used) {
         f->fault = (fake_cudnn_fault)fault;
         cu_cudnn *c = cu_cudnn_open();
         ASSERT(c != NULL);
-        ASSERT(!by_cudnn(c, 5, 70, 2, 2, &error));
-        ASSERT(!by_cudnn(c, 5, 70, 2, 2, &error));
-        const char *why = cu_cudnn_note(c);
-        ASSERT(why && *why);
-        printf("  %s\n", why);
+        const conv_case conv = {8, 8, 8, 8, 3, 1, true, true};
+        /* what is wrong with one does not keep from the other */
+        bool attends = fault == FAKE_CUDNN_PADDING, convolves = fault == FAKE_CUDNN_NO_SCALE;
+        for (int turn = 0; turn < 2; turn++) {
+            ASSERT_INT(by_cudnn(c, 5, 70, 2, 2, &error), attends);
+            ASSERT_INT(conv_by_cudnn(c, conv, &error), convolves);
+        }
+        for (int told = attends + convolves; told < 2; told++) {
+            const char *why = cu_cudnn_note(c);
+            ASSERT(why && *why);
+            printf("  %s\n", why);
+        }
         ASSERT(cu_cudnn_note(c) == NULL);
         cu_cudnn_close(c);
         ASSERT_INT(f->live, 0);

@@ -1,6 +1,5 @@
-/* compute/cuda/cu_libs.hpp on cuBLASLt, and on cuDNN for attention where it is installed. The best
- * algorithm of each shape is asked for once and kept. Convolution is our own kernel: qie_cu_conv is
- * where cuDNN's would stand. */
+/* compute/cuda/cu_libs.hpp on cuBLASLt, and on cuDNN for attention and convolution where it is
+ * installed. The best algorithm of each shape is asked for once and kept. */
 #include "compute/cuda/cu_libs.hpp"
 
 #include "compute/cuda/cu_cudnn.hpp"
@@ -218,10 +217,5 @@ const char *qie_cu_libs_note(qie_cu_libs *l) {
 
 bool qie_cu_conv(qie_cu_libs *l, cu_stream s, const qie_conv2d_args *a, const void *w,
                  void *workspace) {
-    (void)l;
-    (void)s;
-    (void)a;
-    (void)w;
-    (void)workspace;
-    return false;
+    return cu_cudnn_conv(l->dnn, s, a, w, workspace);
 }

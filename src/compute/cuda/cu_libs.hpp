@@ -49,8 +49,8 @@ bool qie_cu_gemm(qie_cu_libs *l, cu_stream s, const qie_cu_gemm_args *a);
 bool qie_cu_sdpa(qie_cu_libs *l, cu_stream s, const qie_attention_args *a, const int64_t *bounds,
                  void *workspace);
 
-/* What people should know of the libraries, once: why one that is there is not used. NULL: nothing.
- */
+/* What people should know of the libraries, each thing once: why one that is there is not used.
+ * NULL: nothing. */
 const char *qie_cu_libs_note(qie_cu_libs *l);
 
 /* Convolution as compute/backend.h says; w: [out][kernel y][kernel x][in] of x's type. */

@@ -381,6 +381,16 @@ static void op_qk_norm_rope(qie_compute *c, const qie_qk_norm_rope_args *args) {
         cu_k_qk_norm_rope(d->compute, &a);
 }
 
+/* Why a library that is here did not do it. */
+static void tell(const cu_backend *b, const cu_card *d) {
+    const char *why = qie_cu_libs_note(d->libs);
+    char text[256];
+    snprintf(text, sizeof text, "cuDNN is here but our own kernel takes its place: %s",
+             why ? why : "");
+    if (why && b->options.say)
+        b->options.say(b->options.say_arg, text);
+}
+
 static void op_attention(qie_compute *c, const qie_attention_args *args) {
     cu_backend *b = cu_of(c);
     cu_card *d = cu_ready(b);
@@ -402,12 +412,7 @@ static void op_attention(qie_compute *c, const qie_attention_args *args) {
     if (qie_cu_sdpa(d->libs, d->compute, &a, bounds, d->libs_space))
         return;
     cu_k_attention(d->compute, &a, bounds);
-    const char *why = qie_cu_libs_note(d->libs);
-    if (why && b->options.say) {
-        char text[256];
-        snprintf(text, sizeof text, "cuDNN is here but attention runs on our own kernel: %s", why);
-        b->options.say(b->options.say_arg, text);
-    }
+    tell(b, d);
 }
 
 static void op_conv2d(qie_compute *c, const qie_conv2d_args *args) {
@@ -427,8 +432,10 @@ static void op_conv2d(qie_compute *c, const qie_conv2d_args *args) {
     if (b->failed || !a.w.data)
         return;
     cu_k_conv_weights(d->compute, a.w, d->panel, a.x.dtype);
-    if (!qie_cu_conv(d->libs, d->compute, &a, d->panel, d->libs_space))
-        cu_k_conv2d(d->compute, &a, d->panel);
+    if (qie_cu_conv(d->libs, d->compute, &a, d->panel, d->libs_space))
+        return;
+    cu_k_conv2d(d->compute, &a, d->panel);
+    tell(b, d);
 }
 
 static void op_channel_norm(qie_compute *c, qie_fmap x, qie_vec gamma, bool silu, qie_fmap dst) {
