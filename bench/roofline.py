@@ -13,10 +13,12 @@ import json
 # product or attention kernel is taken to reach (assumption, to be replaced by measurements): cuBLASLt's products 0.75 on
 # the H100 (its clock falls under this load), 0.85 elsewhere; our attention kernel issues mma.sync, which has about 0.62 of
 # the H100's wgmma peak, and is taken at 0.6 of that. cuDNN's attention is taken at 0.6 of the full peak on the H100, near what
-# published comparisons show for it without a mask at head dimension 128 and many keys; elsewhere as ours.
+# published comparisons show for it without a mask at head dimension 128 and many keys; elsewhere as ours. `scales`: cuBLASLt
+# multiplies fp8 by a scale for each row of both operands there (compute capability 9.0), bias and GELU included.
 CUDNN = {"H100 SXM": 0.6}
 MACHINES = {
-    "H100 SXM": dict(bf16=989e12, fp8=1979e12, memory=3.35e12, gemm=0.75, attention=0.62 * 0.6, pcie=64e9),
+    "H100 SXM": dict(bf16=989e12, fp8=1979e12, memory=3.35e12, gemm=0.75, attention=0.62 * 0.6, pcie=64e9,
+                     scales=True),
     "RTX 4090": dict(bf16=165.2e12, fp8=330.3e12, memory=1.008e12, gemm=0.85, attention=0.6, pcie=32e9),
     "RTX 3090": dict(bf16=71e12, fp8=None, memory=0.936e12, gemm=0.85, attention=0.6, pcie=32e9),
 }
@@ -35,7 +37,7 @@ class Op:
         return max(self.flops / peak, (self.weights + self.moved) / m["memory"])
 
     def expected(self, m, peak):
-        reached = {"gemm": m["gemm"], "attention": m["attention"], "rows": 1}[self.kind]
+        reached = {"gemm": m["gemm"], "attention": m["attention"], "rows": 1, "scales": 1}[self.kind]
         return max(self.flops / (peak * reached), (self.weights + self.moved) / (m["memory"] * STREAM))
 
 
@@ -43,21 +45,22 @@ def operations(c, n_image, n_target, n_text, weight, fp8):
     """Of one forward. Activations are bf16 (2 bytes), the residual streams f32 (4). A product reads x and W and writes y.
     Where it joins the residual, a kernel reads y and the residual, writes the residual, and in the same pass the norm behind
     it; only the last block's way out has none, and the first block's norm no product before it. In fp8, x is read and
-    written as bytes before each product, and what is not joined is read and written again for its scales, bias and GELU."""
+    written as bytes once for all products that read it, and what is not joined is read and written again for its scales,
+    bias and GELU where the library does not know these."""
     d, blocks = c["num_attention_heads"] * c["attention_head_dim"], c["num_layers"]
     n = n_image + n_text
     ops, low_in, low_out = [], 0, 0
 
-    def linear(name, rows, out, inner, count, low=True, joined=False):
+    def linear(name, rows, out, inner, count, low=True, joined=False, readers=1):
         nonlocal low_in, low_out
         low = low and fp8
-        low_in += rows * inner * count * low
+        low_in += rows * inner * count * low / readers
         low_out += rows * out * count * (low and not joined)
         ops.append(Op(name, count, 2 * rows * out * inner * count, out * inner * weight * count,
                       (rows * inner * (1 if low else 2) + rows * out * 2) * count, "gemm", low))
 
     for who, rows in (("picture", n_image), ("text", n_text)):
-        linear(f"q, k, v of the {who}", rows, d, d, 3 * blocks)
+        linear(f"q, k, v of the {who}", rows, d, d, 3 * blocks, readers=3)
         linear(f"attention's output of the {who}", rows, d, d, blocks, joined=True)
         linear(f"MLP up and GELU of the {who}", rows, 4 * d, d, blocks)
         # in bf16 whatever the weights are: src/model/transformer.c, bind_stream
@@ -67,8 +70,8 @@ def operations(c, n_image, n_target, n_text, weight, fp8):
     ops.append(Op("the first norm, the last sum", 4, 12 * n * d, 0, n * d * (4 + 2 + 2 + 4 + 4), "rows"))
     ops.append(Op("attention", blocks, 4 * n * n * d * blocks, 0, 4 * n * d * 2 * blocks, "attention"))
     if fp8:
-        ops.append(Op("x to bytes", (2 * 5 + 1) * blocks, 2 * low_in, 0, low_in * (2 + 1), "rows"))
-        ops.append(Op("scales, bias and GELU after products", 2 * 4 * blocks, 3 * low_out, 0, low_out * (2 + 2), "rows"))
+        ops.append(Op("x to bytes", (2 * 3 + 1) * blocks, 2 * low_in, 0, low_in * (2 + 1), "rows"))
+        ops.append(Op("scales, bias and GELU after products", 2 * 4 * blocks, 3 * low_out, 0, low_out * (2 + 2), "scales"))
     half = c["attention_head_dim"] // 2
     ops.append(Op("q, k norm and rotation", 2 * 2 * blocks, 10 * 2 * n * d * blocks, 0,
                   2 * (n * d * 2 * 2 + n * half * 4 * 2) * blocks, "rows"))
@@ -116,7 +119,8 @@ def main():
         cells = []
         for name, m in MACHINES.items():
             peak = m["fp8"] if fp8 and m["fp8"] and o.fp8 else m["bf16"]
-            b, e = o.bound(m, peak), o.expected(m, peak)
+            done = o.kind == "scales" and m.get("scales")
+            b, e = (0, 0) if done else (o.bound(m, peak), o.expected(m, peak))
             s = sums.setdefault(name, [0, 0])
             s[0] += b
             s[1] += e

@@ -1,5 +1,6 @@
 /* The libraries' three calls on the CPU: the definition of what they are worth, queued on the
- * double's streams. QIE_CUDA_OWN=1 refuses attention and convolution, so that our own kernels run.
+ * double's streams. QIE_CUDA_OWN=1 refuses attention, convolution and scales of rows, so that our
+ * own kernels run.
  */
 #include <math.h>
 #include <stdlib.h>
@@ -54,6 +55,8 @@ static void run_gemm(const qie_cu_gemm_args &a) {
             for (; i < a.k; i++)
                 sum[0] += (double)x[(size_t)i] * (double)wc[i];
             float v = a.alpha * (float)(sum[0] + sum[1] + sum[2] + sum[3]);
+            if (a.x_scale)
+                v *= a.x_scale[r] * a.w_scale[c];
             int64_t at = r * a.ldy + c;
             if (a.y_type == QIE_I32) {
                 static_cast<int32_t *>(a.y)[at] = (int32_t)v;
@@ -71,16 +74,18 @@ static void run_gemm(const qie_cu_gemm_args &a) {
 }
 
 bool qie_cu_gemm(qie_cu_libs *l, cu_stream s, const qie_cu_gemm_args *a) {
-    (void)l;
-    if (a->type == QIE_I8 && a->y_type != QIE_I32)
+    if ((a->type == QIE_I8 && a->y_type != QIE_I32) ||
+        (a->x_scale && (a->type != QIE_F8_E4M3 || !a->w_scale || l->own)))
         return false;
     cu_double_range r[] = {{a->x, rows_bytes(a->m, a->ldx, a->k, a->type)},
                            {a->w, rows_bytes(a->n, a->ldw, a->k, a->type)},
                            {a->y, rows_bytes(a->m, a->ldy, a->n, a->y_type)},
-                           {a->workspace, QIE_CU_LIBS_WORKSPACE}};
+                           {a->workspace, QIE_CU_LIBS_WORKSPACE},
+                           {a->x_scale, sizeof(float) * (size_t)a->m},
+                           {a->w_scale, sizeof(float) * (size_t)a->n}};
     qie_cu_gemm_args copy = *a;
     cu_double_queue(
-        s, [copy]() { run_gemm(copy); }, r, 4);
+        s, [copy]() { run_gemm(copy); }, r, a->x_scale ? 6 : 4);
     return true;
 }
 

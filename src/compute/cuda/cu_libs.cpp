@@ -14,7 +14,7 @@ enum { KEPT = 512 };
 
 typedef struct shape {
     int64_t m, n, k, ldx, ldw, ldy;
-    int type, y_type, epilogue, beta, aligned;
+    int type, y_type, epilogue, beta, aligned, scaled;
 } shape;
 
 typedef struct kept {
@@ -93,6 +93,21 @@ static bool set(problem *p, cublasLtMatmulDescAttributes_t what, const void *val
     return cublasLtMatmulDescSetAttribute(p->op, what, value, n) == CUBLAS_STATUS_SUCCESS;
 }
 
+/* A scale for each row of both operands: cuBLASLt 12.9 and later, on compute capability 9.0. */
+static bool set_scales(problem *p, const qie_cu_gemm_args *a) {
+#if CUBLAS_VERSION >= 120900
+    cublasLtMatmulMatrixScale_t mode = CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F;
+    return set(p, CUBLASLT_MATMUL_DESC_A_SCALE_MODE, &mode, sizeof mode) &&
+           set(p, CUBLASLT_MATMUL_DESC_B_SCALE_MODE, &mode, sizeof mode) &&
+           set(p, CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, &a->w_scale, sizeof a->w_scale) &&
+           set(p, CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, &a->x_scale, sizeof a->x_scale);
+#else
+    (void)p;
+    (void)a;
+    return false;
+#endif
+}
+
 static bool problem_make(problem *p, const qie_cu_gemm_args *a) {
     bool whole = a->type == QIE_I8;
     cublasOperation_t t = CUBLAS_OP_T;
@@ -106,8 +121,10 @@ static bool problem_make(problem *p, const qie_cu_gemm_args *a) {
               set(p, CUBLASLT_MATMUL_DESC_EPILOGUE, &e, sizeof e);
     if (ok && a->bias)
         ok = set(p, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &a->bias, sizeof a->bias);
-    if (ok && a->type == QIE_F8_E4M3) /* scales: our epilogue's, one for each row and column */
+    if (ok && a->type == QIE_F8_E4M3)
         ok = set(p, CUBLASLT_MATMUL_DESC_FAST_ACCUM, &fast, sizeof fast);
+    if (ok && a->x_scale)
+        ok = set_scales(p, a);
     return ok &&
            cublasLtMatrixLayoutCreate(&p->w, type_of(a->type), (uint64_t)a->k, (uint64_t)a->n,
                                       a->ldw) == CUBLAS_STATUS_SUCCESS &&
@@ -186,6 +203,7 @@ bool qie_cu_gemm(qie_cu_libs *l, cu_stream s, const qie_cu_gemm_args *a) {
     key.epilogue = (int)a->epilogue;
     key.beta = a->beta != 0;
     key.aligned = (int)alignment_in_place(a);
+    key.scaled = a->x_scale != NULL;
     cudaStream_t stream = (cudaStream_t)cu_native_stream(s);
     problem p;
     bool ok = problem_make(&p, a);

@@ -42,6 +42,9 @@ typedef struct qie_cu_gemm_args {
     qie_cu_epilogue epilogue;
     const void *bias; /* [n], of y_type */
     void *workspace;
+    /* F8_E4M3: what row r of x and row c of w are to be multiplied by, [m] and [n] in device
+     * memory, before the epilogue; both NULL: 1 */
+    const float *x_scale, *w_scale;
 } qie_cu_gemm_args;
 bool qie_cu_gemm(qie_cu_libs *l, cu_stream s, const qie_cu_gemm_args *a);
 

@@ -30,6 +30,7 @@ cu_card *cu_ready(cu_backend *b) {
     if (b->failed)
         return NULL;
     cu_card *d = &b->cards[b->current];
+    b->bytes.x = NULL;
     for (int i = 0; i < QIE_ASSIGN_LANES && !b->in_pass; i++)
         if (b->arriving_from[i]) {
             cu_event e = b->arriving[i][b->arriving_from[i]];

@@ -101,7 +101,8 @@ static bool add_lowrank(const piece *p, const qie_lowrank *l, void *y, int64_t l
                           rank,       p->type,
                           p->type,    1,
                           0,          QIE_CU_EPI_NONE,
-                          NULL,       p->d->libs_space};
+                          NULL,       p->d->libs_space,
+                          NULL,       NULL};
     if (!gemm(b, &g) || !wmat_here(b, &up, raw, third))
         return false;
     g.n = p->n;
@@ -155,13 +156,25 @@ static void store_piece(const piece *p, const void *y, qie_dtype y_type, const f
     cu_k_layer_norm(p->d->compute, &rows, &e);
 }
 
+/* Where a plain piece goes, and what the library does to it on the way. */
+static void *place_of(const piece *p) {
+    return offset(p->a->dst.data, p->r0 * p->a->dst.ld + p->n0, p->a->dst.dtype);
+}
+static const void *bias_of(const piece *p) {
+    return p->a->bias.data ? offset(p->a->bias.data, p->n0, p->a->bias.dtype) : NULL;
+}
+static qie_cu_epilogue epilogue_of(const piece *p) {
+    bool bias = p->a->bias.data != NULL;
+    if (p->a->act == QIE_ACT_GELU_TANH)
+        return bias ? QIE_CU_EPI_BIAS_GELU_TANH : QIE_CU_EPI_GELU_TANH;
+    return bias ? QIE_CU_EPI_BIAS : QIE_CU_EPI_NONE;
+}
+
 static bool run_piece(const piece *p) {
     const qie_linear_args *a = p->a;
     cu_backend *b = p->b;
-    void *to = offset(a->dst.data, p->r0 * a->dst.ld + p->n0, a->dst.dtype);
-    void *y = p->plain ? to : p->d->product;
+    void *y = p->plain ? place_of(p) : p->d->product;
     int64_t ldy = p->plain ? a->dst.ld : p->n;
-    bool gelu = p->plain && a->act == QIE_ACT_GELU_TANH, bias = p->plain && a->bias.data;
     qie_cu_gemm_args g = {p->m,
                           p->n,
                           a->w.k,
@@ -175,11 +188,11 @@ static bool run_piece(const piece *p) {
                           p->type,
                           1,
                           0,
-                          gelu   ? (bias ? QIE_CU_EPI_BIAS_GELU_TANH : QIE_CU_EPI_GELU_TANH)
-                          : bias ? QIE_CU_EPI_BIAS
-                                 : QIE_CU_EPI_NONE,
-                          bias ? offset(a->bias.data, p->n0, a->bias.dtype) : NULL,
-                          p->d->libs_space};
+                          p->plain ? epilogue_of(p) : QIE_CU_EPI_NONE,
+                          p->plain ? bias_of(p) : NULL,
+                          p->d->libs_space,
+                          NULL,
+                          NULL};
     if (!gemm(b, &g))
         return false;
     for (size_t i = 0; i < a->n_lowrank; i++)
@@ -191,6 +204,87 @@ static bool run_piece(const piece *p) {
     return true;
 }
 
+/* An operation in 8 bits: where its pieces lie. */
+typedef struct bytes_job {
+    qie_dtype type;   /* F8_E4M3 or I8 */
+    bool fp8, whole;  /* whole: the weight becomes bytes here */
+    bool direct;      /* the library scales, adds the bias and stores */
+    int64_t np, rows; /* of a piece: of the weight, of x */
+    unsigned char *wq, *xq;
+    float *row_scale, *col_scale;
+} bytes_job;
+
+/* Rows [r0, r0 + m) of x as bytes, unless they were just made (b->bytes was kept by `linear`). */
+static void x_to_bytes(piece *p, const bytes_job *j) {
+    cu_backend *b = p->b;
+    const qie_mat *x = &p->a->x;
+    cu_bytes now = {x->data, x->rows, x->cols, x->ld, j->type, b->current}, *had = &b->bytes;
+    bool all = p->m == x->rows;
+    if (all && had->x == now.x && had->m == now.m && had->k == now.k && had->ld == now.ld &&
+        had->type == now.type && had->card == now.card)
+        return;
+    cu_k_quantize_rows(p->d->compute, qie_mat_rows(*x, p->r0, p->m), j->xq, j->type, j->row_scale);
+    now.x = all ? now.x : NULL;
+    *had = now;
+}
+
+/* Rows [n0, n0 + n) of the weight as bytes, and their scales. */
+static const unsigned char *w_as_bytes(const piece *p, const bytes_job *j, const float **scale,
+                                       int64_t *n_scale) {
+    const qie_wmat *w = &p->a->w;
+    cu_stream s = p->d->compute;
+    if (j->whole) {
+        cu_k_dequantize(s, *w, p->n0, p->n, p->d->panel, QIE_BF16);
+        cu_k_quantize_rows(s, qie_mat_make(p->d->panel, QIE_BF16, p->n, w->k), j->wq, j->type,
+                           j->col_scale);
+        *scale = j->col_scale;
+        *n_scale = p->n;
+        return j->wq;
+    }
+    *n_scale = w->n_scale;
+    *scale = w->scale ? w->scale + (w->n_scale > 1 ? p->n0 : 0) : NULL;
+    if (j->direct && *scale && w->n_scale == 1) { /* there each column has its own */
+        cu_k_convert(s, {(void *)(uintptr_t)*scale, QIE_F32, p->n, 1, 0},
+                     qie_mat_make(j->col_scale, QIE_F32, p->n, 1));
+        *scale = j->col_scale;
+    }
+    return (const unsigned char *)w->data + p->n0 * w->k;
+}
+
+/* One piece. False: the library cannot do it. */
+static bool bytes_piece(piece *p, bytes_job *j, const unsigned char *w, const float *scale,
+                        int64_t n_scale) {
+    int64_t k = p->a->w.k;
+    qie_cu_gemm_args g;
+    memset(&g, 0, sizeof g);
+    g.m = p->m;
+    g.n = g.ldy = p->n;
+    g.k = g.ldx = g.ldw = k;
+    g.x = j->xq;
+    g.w = w;
+    g.y = p->d->product;
+    g.type = j->type;
+    g.y_type = j->fp8 ? QIE_BF16 : QIE_I32;
+    g.alpha = 1;
+    g.workspace = p->d->libs_space;
+    if (j->direct) {
+        qie_cu_gemm_args whole = g;
+        whole.y = place_of(p);
+        whole.ldy = p->a->dst.ld;
+        whole.epilogue = epilogue_of(p);
+        whole.bias = bias_of(p);
+        whole.x_scale = j->row_scale;
+        whole.w_scale = scale;
+        if (qie_cu_gemm(p->d->libs, p->d->compute, &whole))
+            return true;
+        j->direct = false;
+    }
+    if (!qie_cu_gemm(p->d->libs, p->d->compute, &g))
+        return false;
+    store_piece(p, g.y, g.y_type, j->row_scale, scale, n_scale);
+    return true;
+}
+
 /* Products in 8 bits, where the caller allows them: weights in fp8 as fp8, all others as integers,
  * with a scale for each row of x and of the weights. False: nothing was queued that matters, and
  * the layer takes the usual way. */
@@ -198,69 +292,52 @@ static bool in_8_bits(piece *p) {
     const qie_linear_args *a = p->a;
     cu_backend *b = p->b;
     cu_card *d = p->d;
-    cu_stream s = d->compute;
     int64_t k = a->w.k, m = a->x.rows;
-    bool fp8 = a->w.dtype == QIE_F8_E4M3 && d->info.cc_major * 10 + d->info.cc_minor >= 89;
+    bytes_job j;
+    memset(&j, 0, sizeof j);
+    j.fp8 = a->w.dtype == QIE_F8_E4M3 && d->info.cc_major * 10 + d->info.cc_minor >= 89;
     /* multiples of 16: what the libraries ask of 8-bit operands */
     if (!a->int8 || a->n_lowrank || p->type != QIE_BF16 || m < QIE_INT8_MIN_ROWS || k % 16 ||
-        a->w.n % 16 || (fp8 && !a->fp8))
+        a->w.n % 16 || (j.fp8 && !a->fp8))
         return false;
     /* panel: converted weights, then the same in bytes; low: x in bytes, then scales */
     size_t half = b->panel_bytes / 2 / CU_ALIGN * CU_ALIGN, scales = (size_t)64 << 10;
-    bool whole = !fp8 && (a->w.dtype != QIE_I8 || (uintptr_t)a->w.data % 16);
-    int64_t np = whole ? (int64_t)(half / 2) / k / 16 * 16 : a->w.n, rows;
+    j.whole = !j.fp8 && (a->w.dtype != QIE_I8 || (uintptr_t)a->w.data % 16);
+    j.direct = j.fp8 && p->plain && a->w.scale && (uintptr_t)a->dst.data % 16 == 0;
+    int64_t np = j.whole ? (int64_t)(half / 2) / k / 16 * 16 : a->w.n;
     np = np < a->w.n ? np : a->w.n;
     if (np > (int64_t)(scales / 8))
         np = (int64_t)(scales / 8) / 16 * 16;
-    if (np < 16 || b->low_bytes < 2 * scales || (fp8 && (uintptr_t)a->w.data % 16) ||
-        (!fp8 && !whole && !a->w.scale))
+    if (np < 16 || b->low_bytes < 2 * scales || (j.fp8 && (uintptr_t)a->w.data % 16) ||
+        (!j.fp8 && !j.whole && !a->w.scale))
         return false;
-    rows = (int64_t)(b->low_bytes - scales) / k;
-    if (rows > (int64_t)(scales / 8))
-        rows = (int64_t)(scales / 8);
-    if (rows > (int64_t)(b->product_bytes / 4) / np)
-        rows = (int64_t)(b->product_bytes / 4) / np;
-    if (rows < 1)
+    j.np = np;
+    j.rows = (int64_t)(b->low_bytes - scales) / k;
+    if (j.rows > (int64_t)(scales / 8))
+        j.rows = (int64_t)(scales / 8);
+    if (j.rows > (int64_t)(b->product_bytes / 4) / np)
+        j.rows = (int64_t)(b->product_bytes / 4) / np;
+    if (j.rows < 1)
         return false;
-    unsigned char *wq = d->panel + half, *xq = d->low;
-    float *row_scale = (float *)(d->low + (b->low_bytes - scales) / CU_ALIGN * CU_ALIGN),
-          *col_scale = row_scale + scales / 8;
-    qie_dtype type = fp8 ? QIE_F8_E4M3 : QIE_I8, y_type = fp8 ? QIE_BF16 : QIE_I32;
+    j.wq = d->panel + half;
+    j.xq = d->low;
+    j.row_scale = (float *)(d->low + (b->low_bytes - scales) / CU_ALIGN * CU_ALIGN);
+    j.col_scale = j.row_scale + scales / 8;
+    j.type = j.fp8 ? QIE_F8_E4M3 : QIE_I8;
     for (p->n0 = 0; p->n0 < a->w.n && !b->failed; p->n0 += np) {
         p->n = a->w.n - p->n0 < np ? a->w.n - p->n0 : np;
-        const unsigned char *w = (const unsigned char *)a->w.data + p->n0 * k;
-        const float *cs = col_scale;
-        int64_t n_cs = p->n;
-        if (whole) {
-            cu_k_dequantize(s, a->w, p->n0, p->n, d->panel, QIE_BF16);
-            cu_k_quantize_rows(s, qie_mat_make(d->panel, QIE_BF16, p->n, k), wq, type, col_scale);
-            w = wq;
-        } else {
-            n_cs = a->w.n_scale;
-            cs = a->w.scale ? a->w.scale + (n_cs > 1 ? p->n0 : 0) : NULL;
-        }
-        for (p->r0 = 0; p->r0 < m; p->r0 += rows) {
-            p->m = m - p->r0 < rows ? m - p->r0 : rows;
-            cu_k_quantize_rows(s, qie_mat_rows(a->x, p->r0, p->m), xq, type, row_scale);
-            qie_cu_gemm_args g;
-            memset(&g, 0, sizeof g);
-            g.m = p->m;
-            g.n = g.ldy = p->n;
-            g.k = g.ldx = g.ldw = k;
-            g.x = xq;
-            g.w = w;
-            g.y = d->product;
-            g.type = type;
-            g.y_type = y_type;
-            g.alpha = 1;
-            g.workspace = d->libs_space;
-            if (!qie_cu_gemm(d->libs, s, &g)) {
-                if (!p->n0 && !p->r0)
-                    return false;
-                gemm(b, &g); /* notes the failure: half of the layer is computed */
-                return true;
-            }
-            store_piece(p, d->product, y_type, row_scale, cs, n_cs);
+        const float *scale;
+        int64_t n_scale;
+        const unsigned char *w = w_as_bytes(p, &j, &scale, &n_scale);
+        for (p->r0 = 0; p->r0 < m; p->r0 += j.rows) {
+            p->m = m - p->r0 < j.rows ? m - p->r0 : j.rows;
+            x_to_bytes(p, &j);
+            if (bytes_piece(p, &j, w, scale, n_scale))
+                continue;
+            if (!p->n0 && !p->r0)
+                return false;
+            cu_good(b, b->current, cu_fail(CU_FAILED, "no matrix product in 8 bits"));
+            return true;
         }
     }
     return true;
@@ -291,6 +368,7 @@ static void op_layer_norm(qie_compute *c, const qie_layer_norm_args *args) {
  * in one piece. */
 static bool linear(qie_compute *c, const qie_linear_args *args, const qie_layer_norm_args *norm) {
     cu_backend *b = cu_of(c);
+    cu_bytes bytes = b->bytes;
     cu_card *d = cu_ready(b);
     if (!d || args->x.rows < 1)
         return true;
@@ -321,8 +399,11 @@ static bool linear(qie_compute *c, const qie_linear_args *args, const qie_layer_
     p.plain = a.store == QIE_STORE_SET && a.dst.dtype == p.type && !a.n_lowrank &&
               (a.act == QIE_ACT_NONE || a.act == QIE_ACT_GELU_TANH) &&
               (!a.bias.data || a.bias.dtype == p.type);
+    if (a.w.data != d->low) /* what was last made bytes is still there */
+        b->bytes = bytes;
     if (in_8_bits(&p))
         return p.n == a.w.n;
+    b->bytes.x = NULL;
     size_t size = qie_dtype_size(p.type);
     int64_t panel = a.w.n;
     if (a.w.dtype != p.type || a.w.scale || (uintptr_t)a.w.data % 16) {

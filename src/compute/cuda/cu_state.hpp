@@ -71,6 +71,14 @@ typedef struct cu_repeat {
     bool on[CU_DEVICES];
 } cu_repeat;
 
+/* Rows that were just made bytes: what they were, and the first of cu_card.low is it still. */
+typedef struct cu_bytes {
+    const void *x; /* NULL: none, or something ran since */
+    int64_t m, k, ld;
+    qie_dtype type;
+    int card;
+} cu_bytes;
+
 typedef struct cu_backend {
     qie_compute compute; /* first: the object that the caller holds */
     qie_device_options options;
@@ -112,6 +120,7 @@ typedef struct cu_backend {
     bool graphs;                                     /* are made; QIE_CUDA_GRAPHS=0: not */
     cu_repeat repeats[QIE_ASSIGN_LANES];
     cu_repeat *noting; /* being captured; NULL: operations run */
+    cu_bytes bytes;
     /* for measurements, from the environment: QIE_CUDA_RANDOM=1, QIE_CUDA_PROFILE=FILE */
     bool random;
     struct cu_profile *profile; /* NULL: operations run as they come */
