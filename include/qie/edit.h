@@ -207,7 +207,7 @@ typedef struct qie_edit_plan {
     int64_t available_bytes; /* free memory that the plan may use */
     double flops;            /* of the whole edit */
     double seconds_estimate; /* from a one-block probe; < 0: not probed */
-    char placement[512];     /* on GPUs: where this edit would run; "" on the CPU */
+    char placement[512];     /* on GPUs: where this edit would run, or ran; "" on the CPU */
     int n_warnings;
     char warnings[QIE_MAX_WARNINGS][256];
 } qie_edit_plan;

@@ -27,8 +27,9 @@
 struct qie_engine {
     qie_model model;
     qie_compute *compute;
-    qie_arena *arena;  /* as large as the largest edit so far */
-    qie_arena *device; /* the same on a device; NULL on the CPU */
+    qie_arena *arena;     /* as large as the largest edit so far */
+    qie_arena *device;    /* the same on a device; NULL on the CPU */
+    qie_device_said said; /* in the running edit */
     qie_prompt_cache *prompts;
     qie_op_inputs *inputs; /* NULL: importance is not collected */
     qie_dtype act;
@@ -182,7 +183,7 @@ qie_status qie_engine_open(const qie_engine_options *options, qie_engine **out, 
     if (integers)
         limits.max_int8_k = 4ll * e->model.config.transformer.inner_dim;
     if (options->device && !strcmp(options->device, "cuda"))
-        QIE_TRY_GOTO(qie_device_open(options, &e->model, &e->compute, err));
+        QIE_TRY_GOTO(qie_device_open(options, &e->model, &e->said, &e->compute, err));
     else
         QIE_TRY_GOTO(qie_compute_create(options->backend, thread_count(options->n_threads), &limits,
                                         &e->compute, err));
@@ -425,6 +426,15 @@ qie_status qie_engine_bench(qie_engine *e, const qie_edit_options *edit,
     return st;
 }
 
+/* Where on GPUs it ran, and what was said about that. */
+static void describe_device(const qie_engine *e, qie_edit_plan *plan) {
+    if (e->compute->mem)
+        snprintf(plan->placement, sizeof plan->placement, "%s",
+                 e->compute->mem->describe(e->compute));
+    for (int i = 0; i < e->said.n && plan->n_warnings < QIE_MAX_WARNINGS; i++)
+        memcpy(plan->warnings[plan->n_warnings++], e->said.text[i], sizeof *plan->warnings);
+}
+
 /* One attempt in one precision. */
 static qie_status attempt(qie_engine *e, const qie_edit_options *options, qie_dtype act, bool int8,
                           qie_observer *observer, qie_edit_result *out, bool *non_finite,
@@ -450,6 +460,7 @@ static qie_status attempt(qie_engine *e, const qie_edit_options *options, qie_dt
     }
     if (st == QIE_OK) {
         qie_prepared_describe(&e->model, &p, &out->plan);
+        describe_device(e, &out->plan);
         out->plan.available_bytes = limit;
     }
     qie_prepared_release(&p);
@@ -459,6 +470,7 @@ static qie_status attempt(qie_engine *e, const qie_edit_options *options, qie_dt
 qie_status qie_engine_edit(qie_engine *e, const qie_edit_options *options, qie_edit_result *out,
                            qie_error *err) {
     memset(out, 0, sizeof *out);
+    e->said.n = 0;
     QIE_TRY(
         qie_engine_check(e, err)); /* a device that failed stays failed: no guess about memory */
     QIE_TRY(select_loras(e, options, err));

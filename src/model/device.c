@@ -17,8 +17,10 @@
 #define HOST_RESERVE ((int64_t)4 << 30)
 
 static void say(void *arg, const char *text) {
-    (void)arg;
+    qie_device_said *said = arg;
     qie_log(QIE_LOG_WARN, "device", "%s", text);
+    if (said->n < (int)(sizeof said->text / sizeof *said->text))
+        snprintf(said->text[said->n++], sizeof *said->text, "%s", text);
 }
 
 /* Position among the plugin's devices of what a word of --gpus names: a physical index (the
@@ -82,8 +84,8 @@ static qie_status choose(const char *list, const qie_device_info *d, int n, cons
 }
 
 static qie_status open_on(const qie_plugin *plugin, const qie_gpus *gpus,
-                          const qie_engine_options *o, qie_model *m, qie_compute **out,
-                          qie_error *err) {
+                          const qie_engine_options *o, qie_model *m, qie_device_said *said,
+                          qie_compute **out, qie_error *err) {
     qie_device_info found[32];
     int n = 0;
     QIE_TRY(plugin->devices(found, 32, &n, err));
@@ -94,7 +96,8 @@ static qie_status open_on(const qie_plugin *plugin, const qie_gpus *gpus,
                             .offload_folder = o->gpu_offload_folder,
                             .n_passes = 2,
                             .n_threads = o->n_threads > 0 ? o->n_threads : qie_cpu_count(),
-                            .say = say};
+                            .say = say,
+                            .say_arg = said};
     QIE_TRY(choose(o->gpus, found, n, gpus, &d, err));
     qie_compute_limits limits = qie_model_limits(&m->config);
     QIE_TRY(plugin->create(&d, &limits, out, err));
@@ -111,15 +114,15 @@ static qie_status open_on(const qie_plugin *plugin, const qie_gpus *gpus,
     return st;
 }
 
-qie_status qie_device_open(const qie_engine_options *o, qie_model *m, qie_compute **out,
-                           qie_error *err) {
+qie_status qie_device_open(const qie_engine_options *o, qie_model *m, qie_device_said *said,
+                           qie_compute **out, qie_error *err) {
     const qie_plugin *plugin;
     *out = NULL;
     QIE_TRY(qie_plugin_open(NULL, &plugin, err));
     qie_gpus *gpus = calloc(1, sizeof *gpus);
     QIE_FAIL_IF(!gpus, QIE_E_NO_MEMORY, err, NULL, "out of memory");
     qie_gpus_probe(5000, gpus); /* before this process takes memory of a card itself */
-    qie_status st = open_on(plugin, gpus, o, m, out, err);
+    qie_status st = open_on(plugin, gpus, o, m, said, out, err);
     free(gpus);
     return st;
 }

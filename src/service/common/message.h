@@ -74,7 +74,8 @@ typedef struct svc_result_head {
     svc_lora loras[SVC_MAX_LORAS];
     int32_t n_warnings;
     char warnings[10][256];
-} svc_result_head; /* followed by the pictures */
+    char placement[512]; /* on GPUs; "" else */
+} svc_result_head;       /* followed by the pictures */
 
 void svc_message_init(svc_message *m, svc_message_kind kind, uint64_t token);
 /* fd < 0: none attached. False when the other side is gone or its buffer is full (errno). */

@@ -141,6 +141,7 @@ struct svc_worker {
     double started_s, ready_s, last_beat_s, restart_at_s, stage_limit_s, cancel_at_s;
     int64_t memory_used, memory_free;
     char last_error[1024], death_note[1024];
+    char placement[512]; /* of its last edit, on GPUs; "": none yet */
     double last_error_at;
 };
 

@@ -224,9 +224,9 @@ static qie_json *openai_json(answering *a, const qie_json *result, qie_json *pic
 
 static qie_json *edit_json(answering *a, const qie_json *result, qie_json *pictures) {
     static const char *const keys[] = {
-        "output_path",      "seed",  "width",  "height",    "num_inference_steps",
-        "true_cfg_scale",   "cfg",   "model",  "precision", "cache",
-        "skipped_forwards", "loras", "gpu_id", "timings",   "warnings"};
+        "output_path", "seed",      "width",     "height",  "num_inference_steps", "true_cfg_scale",
+        "cfg",         "model",     "precision", "cache",   "skipped_forwards",    "loras",
+        "gpu_id",      "placement", "timings",   "warnings"};
     qie_json *o = qie_json_new_object();
     qie_json_put(o, "job_id", qie_json_new_string(a->id));
     bool path = qie_json_member(result, "output_path") != NULL;

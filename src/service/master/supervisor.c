@@ -194,6 +194,7 @@ static void forget_process(svc_worker *w) {
     w->channel = w->output = w->pidfd = -1;
     w->channel_watch = w->output_watch = w->pid_watch = NULL;
     w->pid = 0;
+    w->placement[0] = 0;
 }
 
 static void buried(svc_worker *w, int status) {
@@ -549,6 +550,8 @@ static char *result_text(const collecting *c) {
         qie_json_put(o, "skipped_forwards", qie_json_new_int(h->n_skipped));
     qie_json_put(o, "loras", loras);
     qie_json_put(o, "gpu_id", qie_json_new_int(c->gpu_id));
+    if (h->placement[0])
+        qie_json_put(o, "placement", qie_json_new_string(h->placement));
     qie_json_put(o, "output_format",
                  qie_json_new_string(svc_format_mime(c->format) + strlen("image/")));
     qie_json_put(o, "timings", t);
@@ -568,6 +571,7 @@ static void collect(svc_task *t) {
     c->garbage = !svc_read_at(c->fd, &c->head, sizeof c->head, 0) || !head_is_sane(c);
     for (int i = 0; i < 10; i++)
         svc_text_clean(c->head.warnings[i], sizeof c->head.warnings[i]);
+    svc_text_clean(c->head.placement, sizeof c->head.placement);
     for (int i = 0; i < SVC_MAX_LORAS; i++)
         svc_text_clean(c->head.loras[i].name, sizeof c->head.loras[i].name);
     for (int i = 0; !c->garbage && i < c->n_expected; i++) {
@@ -617,6 +621,8 @@ static void collected(svc_task *t) {
     } else if (c->status == QIE_E_IO)
         release_collecting(c); /* stays running in the file: run again after the restart */
     else {
+        if (m->workers[c->worker].pid == c->pid)
+            memcpy(m->workers[c->worker].placement, c->head.placement, sizeof c->head.placement);
         svc_histogram_add(&m->stage_s[0], c->head.encode_s);
         svc_histogram_add(&m->stage_s[1], c->head.denoise_s);
         svc_histogram_add(&m->stage_s[2], c->head.decode_s);
@@ -892,6 +898,9 @@ static qie_json *worker_json(const svc_worker *w) {
     qie_json_put(o, "gpu_id", qie_json_new_int(w->gpu_id));
     qie_json_put(o, "gpu_name",
                  qie_json_new_string(w->gpu ? w->master->o.gpus[w->index].name : "CPU"));
+    if (w->gpu)
+        qie_json_put(o, "placement",
+                     w->placement[0] ? qie_json_new_string(w->placement) : qie_json_new_null());
     qie_json_put(o, "pid", qie_json_new_int(w->pid));
     qie_json_put(o, "ready", qie_json_new_bool(ready));
     qie_json_put(o, "state", qie_json_new_string(STATES[w->state]));

@@ -400,6 +400,7 @@ static void head_of(svc_result_head *h, const job *j, const qie_edit_result *r) 
     h->n_images = r->n_images;
     h->cache = (int32_t)r->plan.cache;
     h->n_skipped = r->n_skipped;
+    memcpy(h->placement, r->plan.placement, sizeof h->placement);
     h->n_loras = (int32_t)r->plan.n_loras;
     for (size_t i = 0; i < r->plan.n_loras; i++) {
         memcpy(h->loras[i].name, r->plan.loras[i].name, sizeof h->loras[i].name);
