@@ -106,31 +106,41 @@ static qie_status restrict_to_list(asked *a, qie_error *err) {
     return QIE_OK;
 }
 
-static void add_slot(const asked *a, qie_place *out, qie_placement_kind kind,
-                     const qie_placement_verdict *v) {
+static void add_slot(const asked *a, qie_place *out, qie_placement_kind kind, const int *gpus,
+                     int n_gpus) {
     qie_place_slot *s = &out->slots[out->n_slots++];
     size_t n = 0;
     s->kind = kind;
-    for (int i = 0; i < v->n_gpus; i++)
+    for (int i = 0; i < n_gpus; i++)
         for (int k = 0; k < a->n_cards; k++)
-            if (a->cards[k].memory.index == v->gpus[i]) {
+            if (a->cards[k].memory.index == gpus[i]) {
                 if (!n)
                     memcpy(s->name, a->cards[k].name, sizeof s->name);
-                s->gpus[s->n_gpus++] = v->gpus[i];
+                s->gpus[s->n_gpus++] = gpus[i];
                 n += (size_t)snprintf(s->visible + n, sizeof s->visible - n, "%s%s", n ? "," : "",
                                       a->cards[k].uuid);
                 break;
             }
 }
 
+/* The cards of a plan; where they share the model, the others too: an edit that takes more than the
+ * one that is planned with may need the next of them. */
+static void add_planned(const asked *a, qie_place *out, const qie_placement *p) {
+    if (p->best == QIE_PLACE_SHARDED)
+        add_slot(a, out, p->best, p->plan_gpus, p->n_plan_gpus);
+    else
+        add_slot(a, out, p->best, p->used.gpus, p->used.n_gpus);
+}
+
 /* A service: a worker on every card, or on every group of cards, that can hold the model or stream
- * it; where none is named and there is no such card, all of them make one worker. Cards without
- * room are named. */
+ * it; where none is named and there is no such card, all of them make one worker. A group that was
+ * named gets all of its cards. Cards without room are named. */
 static void add_workers(const asked *a, qie_place *out) {
     bool zh = a->o->chinese;
     size_t n = strlen(out->note);
     for (int i = 0, next; i < a->n_cards; i = next) {
         qie_placement_gpu of[QIE_GPUS_MAX];
+        int numbers[QIE_GPUS_MAX];
         char names[128] = "";
         qie_placement p;
         for (next = i; next < a->n_cards; next++) {
@@ -138,12 +148,13 @@ static void add_workers(const asked *a, qie_place *out) {
                 break;
             size_t used = strlen(names);
             of[next - i] = a->cards[next].memory;
+            numbers[next - i] = of[next - i].index;
             snprintf(names + used, sizeof names - used, "%s%d", used ? "+" : "",
                      a->cards[next].memory.index);
         }
         qie_placement_make(&a->d.model, of, next - i, a->o->headroom, 0, &p);
         if (p.best != QIE_PLACE_NONE)
-            add_slot(a, out, p.best, &p.used);
+            add_slot(a, out, p.best, numbers, next - i);
         else if (n + 1 < sizeof out->note)
             n += (size_t)snprintf(
                 out->note + n, sizeof out->note - n,
@@ -153,7 +164,7 @@ static void add_workers(const asked *a, qie_place *out) {
                 (double)p.streamed.need / 1073741824.0);
     }
     if (!out->n_slots)
-        add_slot(a, out, a->report.placement.best, &a->report.placement.used);
+        add_planned(a, out, &a->report.placement);
 }
 
 /* ------------------------------------------------------------------ the answer */
@@ -196,7 +207,7 @@ static qie_status with_cards(asked *a, qie_place *out, qie_error *err) {
     if (a->o->each)
         add_workers(a, out);
     else
-        add_slot(a, out, p->best, &p->used);
+        add_planned(a, out, p);
     return QIE_OK;
 }
 

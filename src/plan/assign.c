@@ -215,19 +215,26 @@ bool qie_assign_any(const qie_assign_request *r, qie_assign_group *groups, size_
     return false;
 }
 
+/* Small models are told in MiB. */
+static const char *size_words(int64_t bytes, char out[24]) {
+    const double mib = (double)bytes / 1048576.0;
+    snprintf(out, 24, mib < 1024 ? "%.1f MiB" : "%.1f GiB", mib < 1024 ? mib : mib / 1024);
+    return out;
+}
+
 void qie_assign_words(const qie_assign_result *r, const int *numbers, const char *const *names,
                       char *out, size_t cap) {
-    const double gib = 1073741824.0;
+    char held[24], all[24];
     size_t n = (size_t)snprintf(out, cap, "%s", qie_assign_form_name(r->form));
     for (int c = 0; c < QIE_ASSIGN_CARDS_MAX && n < cap; c++)
         if (r->need[c])
-            n += (size_t)snprintf(
-                out + n, cap - n, "%s GPU %d (%.40s): %.1f GiB of weights, %.1f GiB in all",
-                c ? ";" : ",", numbers[c], names[c], (double)r->held_bytes[c] / gib,
-                (double)(r->need[c] + QIE_GPU_RUNTIME) / gib);
+            n += (size_t)snprintf(out + n, cap - n, "%s GPU %d (%.40s): %s of weights, %s in all",
+                                  c ? ";" : ",", numbers[c], names[c],
+                                  size_words(r->held_bytes[c], held),
+                                  size_words(r->need[c] + QIE_GPU_RUNTIME, all));
     if (r->streams && n < cap)
-        snprintf(out + n, cap - n, "; %.1f GiB pass through %d slots",
-                 (double)r->streamed_bytes / gib, r->n_slots);
+        snprintf(out + n, cap - n, "; %s pass through %d slots", size_words(r->streamed_bytes, all),
+                 r->n_slots);
 }
 
 static int64_t aligned(int64_t n) {

@@ -113,7 +113,10 @@ static void each_tensor(const qie_model_config *c, filling *f) {
 
 /* 64 rows of template and 64 of instruction beside the picture's: a long sentence. */
 static int64_t planned_work(const qie_model_config *c, qie_dtype act) {
-    qie_size_request r = {.n_images = 1, .images = {{1024, 1024}}};
+    qie_size_request r = {.n_images = 1,
+                          .images = {{1024, 1024}},
+                          .max_side = c->defaults.max_side,
+                          .ref_area = c->defaults.ref_area};
     qie_size_plan sizes;
     qie_memory_plan plan;
     if (qie_size_plan_make(c, &r, &sizes, NULL) != QIE_OK)
@@ -305,9 +308,9 @@ void qie_placement_make(const qie_placement_model *m, const qie_placement_gpu *g
     qie_assign_request r;
     qie_assign_group groups[QIE_PLACEMENT_GROUPS_MAX];
     memcpy(groups, m->groups, sizeof groups);
-    int n_cards = ask(m, gpus, n, headroom, &r, out->plan_gpus);
+    out->n_plan_gpus = ask(m, gpus, n, headroom, &r, out->plan_gpus);
     sum_shards(m, &r, out->plan_gpus, always, rest, &out->sharded);
-    bool placed = n_cards > 0 && qie_assign_any(&r, groups, m->n_groups, &out->plan);
+    bool placed = out->n_plan_gpus > 0 && qie_assign_any(&r, groups, m->n_groups, &out->plan);
     if (placed)
         from_plan(out, &r, &out->used);
     if (placed && out->plan.form == QIE_FORM_SHARDED)

@@ -25,7 +25,8 @@
 
 typedef struct qie_placement_model {
     int64_t transformer, text_encoder, vae; /* bytes of weights */
-    int64_t work; /* on every GPU: one edit of 1 megapixel, one reference, bf16, and workspace */
+    int64_t work; /* on every GPU: one edit of 1 megapixel or of the model's own default size, one
+                     reference, bf16, and workspace */
     int64_t work_cpu; /* the same edit in host memory, in the precision of this CPU */
     size_t n_groups;  /* as the engine divides the weights, in its order */
     qie_assign_group groups[QIE_PLACEMENT_GROUPS_MAX];
@@ -72,7 +73,8 @@ typedef struct qie_placement {
      * would take. */
     qie_placement_verdict used, resident, sharded, streamed, cpu;
     qie_assign_result plan;
-    int plan_gpus[QIE_ASSIGN_CARDS_MAX]; /* physical indices of its cards */
+    int plan_gpus[QIE_ASSIGN_CARDS_MAX]; /* physical indices of its cards, used or not */
+    int n_plan_gpus;
     bool cpu_from_disk; /* cpu fits, but the weights are read from disk again and again */
     bool could_resident, could_streamed; /* would fit on an empty card */
     qie_placement_kind best;
