@@ -74,6 +74,9 @@ if(QIE_TESTS AND (NOT QIE_SANITIZE OR QIE_CUDA_SANITIZED))
     add_test(NAME test_place_agrees COMMAND ${Python3_EXECUTABLE} ${CMAKE_SOURCE_DIR}/tests/api/test_place_agrees.py
              $<TARGET_FILE:qwen-edit> ${CMAKE_BINARY_DIR}/tests $<TARGET_FILE:sparse_model>)
     set_tests_properties(test_place_agrees PROPERTIES TIMEOUT 300)
+    add_test(NAME test_gpu_faults COMMAND ${Python3_EXECUTABLE} ${CMAKE_SOURCE_DIR}/tests/api/test_gpu_faults.py
+             $<TARGET_FILE:qwen-edit> ${CMAKE_BINARY_DIR}/tests)
+    set_tests_properties(test_gpu_faults PROPERTIES TIMEOUT 600)
     # what bench/gpu.sh runs behind the build
     add_test(NAME gpu_report COMMAND ${Python3_EXECUTABLE} ${CMAKE_SOURCE_DIR}/bench/gpu.py --build ${CMAKE_BINARY_DIR}
              --out ${CMAKE_BINARY_DIR}/gpu-report --double)

@@ -21,6 +21,10 @@ typedef struct cu_double_options {
     int n_devices;
     size_t memory[CU_DOUBLE_DEVICES]; /* bytes */
     int cc_major, cc_minor;
+    int driver; /* as CUDA counts versions; 0: none */
+    /* What fail_call fails with and a lost device says, as the runtime numbers its errors; 0: words
+     * of our own. */
+    int error;
     /* Of the order of work; its remainder by CU_DOUBLE_POLICIES chooses who is in a hurry:
      * 0 nobody: work runs when somebody waits for it; 1 every second stream (of this program: the
      * copies) runs at once, the others late; 2 the other way round; 3 streams drawn by lot; 4 work
@@ -33,8 +37,11 @@ typedef struct cu_double_options {
     /* Forgotten: the N-th call that makes an order (an event recorded, waited for by a stream or by
      * the host, a stream waited for), or all such calls from the N-th place in the program. */
     int64_t drop, drop_site;
-    /* With drop: from then on, what the forgotten call held back is in a hurry, and what it waited
-     * for runs as late as may be; until then all work is late. */
+    /* May be NULL: asked at each of them, in the middle of the run, whether it is to be forgotten:
+     * a fork says yes in the child and goes on, so that what comes before is computed once. */
+    bool (*leave_out)(int64_t n);
+    /* With drop or leave_out: from then on, what the forgotten call held back is in a hurry, and
+     * what it waited for runs as late as may be; until then all work is late. */
     bool aim;
     int64_t fail_capture; /* the N-th end of a capture fails, as for want of memory */
 } cu_double_options;

@@ -12,7 +12,7 @@ bool cu_good(cu_backend *b, int card, int rc) {
         return true;
     if (!b->failed) {
         b->failed = rc;
-        snprintf(b->why, sizeof b->why, "GPU %d (%.60s): %.150s",
+        snprintf(b->why, sizeof b->why, "GPU %d (%.60s): %.230s",
                  card >= 0 ? b->cards[card].number : -1, card >= 0 ? b->cards[card].info.name : "?",
                  cu_text());
     }

@@ -97,8 +97,10 @@ bool cu_repeat_end(qie_compute *c, bool keep) {
     }
     cu_graph_destroy(r->graph);
     r->graph = NULL;
-    if (failed == CU_LOST || rc == CU_LOST)
-        cu_good(b, r->origin, CU_LOST);
+    if (failed == CU_LOST)
+        b->failed = failed; /* `why` names its card */
+    else if (rc == CU_LOST)
+        cu_good(b, r->origin, rc);
     if (!keep || b->failed)
         return true;
     do_without(b, failed ? b->why : cu_text());

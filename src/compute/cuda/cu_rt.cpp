@@ -6,7 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define LEAST_DRIVER 12080 /* of CUDA 12.8, which the oldest toolkit that builds this brings */
+#include "compute/cuda/cu_causes.hpp"
 
 struct cu_stream_s {
     int device;
@@ -28,43 +28,14 @@ int cu_fail(int code, const char *what) {
     return code;
 }
 
-/* Causes that an operator can act on, with what the kernel log shows for them. */
-static const struct {
-    cudaError_t error;
-    int code;
-    const char *hint;
-} CAUSES[] = {
-    {cudaErrorMemoryAllocation, CU_OOM, ""},
-    {cudaErrorNoDevice, CU_DRIVER, ""},
-    {cudaErrorInsufficientDriver, CU_DRIVER, ": install driver 570 or newer"},
-    {cudaErrorStubLibrary, CU_DRIVER, ": libcuda.so.1 is a stub"},
-    {cudaErrorCompatNotSupportedOnDevice, CU_DRIVER, ""},
-    {cudaErrorSystemDriverMismatch, CU_DRIVER, ": driver library and kernel module differ, reboot"},
-    {cudaErrorSystemNotReady, CU_LOST, ": is nvidia-fabricmanager running?"},
-    {cudaErrorNoKernelImageForDevice, CU_ARCH, ""},
-    {cudaErrorInvalidPtx, CU_ARCH, ""},
-    {cudaErrorUnsupportedPtxVersion, CU_DRIVER, ": the driver is too old for this build"},
-    {cudaErrorECCUncorrectable, CU_LOST, " (ECC error, Xid 48): the card needs a reset"},
-    {cudaErrorContained, CU_LOST, " (contained ECC error, Xid 94)"},
-    {cudaErrorHardwareStackError, CU_LOST, " (Xid 13)"},
-    {cudaErrorIllegalAddress, CU_FAILED, " (Xid 31): a fault of this program or of the card"},
-    {cudaErrorLaunchFailure, CU_FAILED, " (Xid 13): see dmesg"},
-    {cudaErrorLaunchTimeout, CU_FAILED, ": the card also drives a screen"},
-    {cudaErrorDevicesUnavailable, CU_LOST, ": in use exclusively by another process, or lost"},
-    {cudaErrorMpsServerNotReady, CU_LOST, ": the MPS server is restarting"},
-};
+#define SAME(cuda, number, ours, what) static_assert(cudaError##cuda == (number), "cu_causes.hpp");
+CU_CAUSES(SAME)
+#undef SAME
 
 static int answer(cudaError_t e) {
     if (e == cudaSuccess)
         return CU_OK;
-    int code = CU_FAILED;
-    const char *hint = "";
-    for (const auto &c : CAUSES)
-        if (c.error == e) {
-            code = c.code;
-            hint = c.hint;
-        }
-    snprintf(text, sizeof text, "%s: %s%s", cudaGetErrorName(e), cudaGetErrorString(e), hint);
+    int code = cu_explain(e, cudaGetErrorName(e), cudaGetErrorString(e), text, sizeof text);
     cudaGetLastError(); /* errors that are not sticky end here */
     return code;
 }
@@ -80,30 +51,24 @@ extern "C" void *cu_native_stream(cu_stream s) {
 
 extern "C" int cu_launched(int e);
 
-/* Launches report through the next call that asks. */
-static int pending;
+/* Launches report through the next call that asks, of the same device: the message names it. */
+static int pending, pending_device;
 int cu_launched(int e) {
-    if (e != cudaSuccess && !pending)
+    if (e != cudaSuccess && !pending && cudaGetDevice(&pending_device) == cudaSuccess)
         pending = answer((cudaError_t)e);
     return pending;
 }
-static int launched_or(int rc) {
-    if (rc == CU_OK && pending)
-        rc = pending;
-    return rc;
+static int launched_or(int device, int rc) {
+    return rc == CU_OK && device == pending_device ? pending : rc;
 }
 
 int cu_count(int *n) {
     int driver = 0;
     *n = 0;
-    if (cudaDriverGetVersion(&driver) == cudaSuccess && driver && driver < LEAST_DRIVER) {
-        snprintf(text, sizeof text,
-                 "the driver speaks CUDA %d.%d, %d.%d is needed: install driver 570 or newer",
-                 driver / 1000, driver % 1000 / 10, LEAST_DRIVER / 1000, LEAST_DRIVER % 1000 / 10);
-        return CU_DRIVER;
-    }
-    if (!driver)
-        return cu_fail(CU_DRIVER, "no NVIDIA driver is loaded");
+    if (cudaDriverGetVersion(&driver) != cudaSuccess)
+        driver = 0;
+    if (int rc = cu_explain_driver(driver, text, sizeof text))
+        return rc;
     return answer(cudaGetDeviceCount(n));
 }
 
@@ -184,7 +149,7 @@ int cu_stream_device(cu_stream s) {
 
 int cu_stream_sync(cu_stream s) {
     int rc = on(s->device);
-    return launched_or(rc == CU_OK ? answer(cudaStreamSynchronize(s->s)) : rc);
+    return launched_or(s->device, rc == CU_OK ? answer(cudaStreamSynchronize(s->s)) : rc);
 }
 
 int cu_event_create(int device, cu_event *out) {
@@ -214,7 +179,7 @@ void cu_event_destroy(cu_event e) {
 
 int cu_event_record(cu_event e, cu_stream s) {
     int rc = on(s->device);
-    return launched_or(rc == CU_OK ? answer(cudaEventRecord(e->e, s->s)) : rc);
+    return launched_or(s->device, rc == CU_OK ? answer(cudaEventRecord(e->e, s->s)) : rc);
 }
 
 int cu_stream_wait(cu_stream s, cu_event e) {
@@ -223,7 +188,7 @@ int cu_stream_wait(cu_stream s, cu_event e) {
 }
 
 int cu_event_sync(cu_event e) {
-    return launched_or(answer(cudaEventSynchronize(e->e)));
+    return launched_or(e->device, answer(cudaEventSynchronize(e->e)));
 }
 
 int cu_copy_in(cu_stream s, void *dst, const void *src, size_t n) {
@@ -275,7 +240,7 @@ struct cu_graph_s {
 /* Relaxed: libraries may load kernels and take memory in the meantime. */
 int cu_capture_begin(cu_stream s) {
     int rc = on(s->device);
-    rc = launched_or(rc);
+    rc = launched_or(s->device, rc);
     return rc == CU_OK ? answer(cudaStreamBeginCapture(s->s, cudaStreamCaptureModeRelaxed)) : rc;
 }
 
@@ -284,7 +249,7 @@ int cu_capture_end(cu_stream s, cu_graph *out) {
     *out = NULL;
     int rc = on(s->device);
     if (rc == CU_OK)
-        rc = launched_or(answer(cudaStreamEndCapture(s->s, &graph)));
+        rc = launched_or(s->device, answer(cudaStreamEndCapture(s->s, &graph)));
     pending = CU_OK; /* launches that were only to be noted */
     cu_graph g = rc == CU_OK ? (cu_graph)calloc(1, sizeof *g) : NULL;
     if (rc == CU_OK && !g)
@@ -305,7 +270,7 @@ int cu_capture_end(cu_stream s, cu_graph *out) {
 
 int cu_graph_launch(cu_graph g, cu_stream s) {
     int rc = on(s->device);
-    return launched_or(rc == CU_OK ? answer(cudaGraphLaunch(g->g, s->s)) : rc);
+    return launched_or(s->device, rc == CU_OK ? answer(cudaGraphLaunch(g->g, s->s)) : rc);
 }
 
 /* One that is running is given back when it has ended. */

@@ -126,7 +126,7 @@ typedef struct cu_backend {
     struct cu_profile *profile; /* NULL: operations run as they come */
     /* the first failure */
     int failed;
-    char why[256];
+    char why[320];
     char description[512];
 } cu_backend;
 

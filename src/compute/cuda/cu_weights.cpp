@@ -445,14 +445,16 @@ int64_t cu_weights_room(cu_backend *b) {
     return low > 1 ? low : 1;
 }
 
-/* One try at the level. CU_OOM: does not fit. */
-static int place(cu_backend *b, size_t arena, qie_assign_group *assigned) {
+/* One try at the level. CU_OOM: does not fit, or is what was refused already. */
+static int place(cu_backend *b, size_t arena, qie_assign_group *assigned,
+                 const qie_assign_result *refused) {
     qie_assign_request r;
     int asked = ask(b, arena, assigned, &r);
     if (asked != CU_OK)
         return asked;
     r.level = b->level;
-    if (!qie_assign(&r, assigned, b->n_groups, &b->plan))
+    if (!qie_assign(&r, assigned, b->n_groups, &b->plan) ||
+        !memcmp(&b->plan, refused, sizeof *refused))
         return CU_OOM;
     b->arena_bytes = arena;
     b->lows_room = b->lows_bytes;
@@ -460,6 +462,8 @@ static int place(cu_backend *b, size_t arena, qie_assign_group *assigned) {
         if (!b->plan.need[d])
             continue;
         int rc = place_card(b, d, assigned, arena);
+        if (rc != CU_OK && rc != CU_OOM)
+            cu_good(b, d, rc);
         if (rc != CU_OK)
             return rc;
     }
@@ -481,12 +485,16 @@ qie_status cu_weights_place(cu_backend *b, size_t arena, qie_error *err) {
     QIE_FAIL_IF(!assigned, QIE_E_NO_MEMORY, err, NULL, "out of memory");
     int rc = CU_OOM;
     int64_t need = 0;
+    qie_assign_result refused;
+    memset(&refused, 0, sizeof refused);
     for (b->level = 0; rc == CU_OOM && b->level <= 3; b->level++) {
         cu_weights_unplace(b);
         b->failed = CU_OK;
-        rc = place(b, arena, assigned);
+        rc = place(b, arena, assigned, &refused);
         need = b->plan.need[0];
-        if (rc == CU_OOM && b->plan.n_slots && b->options.say && b->level < 3) {
+        bool again = !memcmp(&b->plan, &refused, sizeof refused);
+        memcpy(&refused, &b->plan, sizeof refused);
+        if (rc == CU_OOM && !again && b->plan.n_slots && b->options.say && b->level < 3) {
             char text[256];
             snprintf(text, sizeof text,
                      "the GPU has no room for the %s placement (%.1f GiB): trying the next smaller",
