@@ -40,12 +40,15 @@ cu_card *cu_ready(cu_backend *b) {
     return d;
 }
 
+/* A graph would read whatever a piece of pinned memory holds later. */
+static bool repeats(cu_backend *b) {
+    return b->noting && !cu_good(b, b->current, cu_fail(CU_FAILED, "it needs data of the host"));
+}
+
 /* A piece of pinned memory that no copy reads any more; -1: a failure. */
 static int take_chunk(cu_backend *b) {
-    if (b->noting) { /* a graph would read whatever the piece holds later */
-        cu_good(b, b->current, cu_fail(CU_FAILED, "it needs data of the host"));
+    if (repeats(b))
         return -1;
-    }
     int k = b->next_chunk;
     b->next_chunk = (k + 1) % CU_CHUNKS;
     for (int d = 0; d < b->n; d++)
@@ -98,16 +101,13 @@ void cu_send_rows(cu_backend *b, void *dst, const void *table, size_t row, const
 
 void cu_receive(cu_backend *b, void *dst, const void *src, size_t n) {
     cu_card *d = cu_ready(b);
-    for (size_t at = 0; d && at < n && !b->failed; at += CU_CHUNK_BYTES) {
+    for (size_t at = 0; d && !repeats(b) && at < n && !b->failed; at += CU_CHUNK_BYTES) {
         size_t part = n - at < CU_CHUNK_BYTES ? n - at : CU_CHUNK_BYTES;
-        int k = take_chunk(b);
-        if (k < 0)
-            return;
         if (!cu_good(b, b->current,
-                     cu_copy_out(d->compute, b->chunk[k], (const unsigned char *)src + at, part)) ||
+                     cu_copy_out(d->compute, b->received, (const unsigned char *)src + at, part)) ||
             !cu_good(b, b->current, cu_stream_sync(d->compute)))
             return;
-        memcpy((unsigned char *)dst + at, b->chunk[k], part);
+        memcpy((unsigned char *)dst + at, b->received, part);
     }
 }
 
@@ -304,12 +304,12 @@ const qie_mem_ops cu_mem_ops = {mem_reserve,     cu_weights_load, cu_weights_ada
 
 int cu_memory_create(cu_backend *b, const qie_compute_limits *limits) {
     (void)limits;
-    for (int k = 0; k < CU_CHUNKS; k++) {
+    for (int k = 0; k <= CU_CHUNKS; k++) {
         void *p;
         int rc = cu_host_alloc(CU_CHUNK_BYTES, &p);
         if (rc != CU_OK)
             return rc;
-        b->chunk[k] = (unsigned char *)p;
+        (k < CU_CHUNKS ? b->chunk[k] : b->received) = (unsigned char *)p;
     }
     for (int d = 0; d < b->n; d++) {
         cu_card *x = &b->cards[d];
@@ -354,4 +354,5 @@ void cu_memory_release(cu_backend *b) {
     }
     for (int k = 0; k < CU_CHUNKS; k++)
         cu_host_free(b->chunk[k]);
+    cu_host_free(b->received);
 }

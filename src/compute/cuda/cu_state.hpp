@@ -109,9 +109,10 @@ typedef struct cu_backend {
     cu_event chunk_done[CU_CHUNKS][CU_DEVICES];
     bool chunk_used[CU_CHUNKS][CU_DEVICES];
     int next_chunk;
-    unsigned char *pinned; /* of streamed groups */
-    int offload;           /* nameless file in the offload folder; -1: none */
-    unsigned char *packed; /* it, mapped */
+    unsigned char *received; /* a piece that results come back through: nobody else reads it */
+    unsigned char *pinned;   /* of streamed groups */
+    int offload;             /* nameless file in the offload folder; -1: none */
+    unsigned char *packed;   /* it, mapped */
     size_t packed_bytes;
     size_t pinned_bytes;
     /* results of guidance passes on their way to the first card */
