@@ -9,19 +9,31 @@ set(cuda_kernels ${cuda_dir}/kernels_rows.cu ${cuda_dir}/kernels_elements.cu ${c
 set(cuda_below ${CMAKE_SOURCE_DIR}/src/base/error.c ${CMAKE_SOURCE_DIR}/src/base/blocks.c src/base/dtype.c
     ${CMAKE_SOURCE_DIR}/src/plan/assign.c)
 
-# In the sanitizers' builds only when asked for: fibers on stacks of their own, thread by thread, take minutes there.
-option(QIE_CUDA_SANITIZED "the CUDA double and its tests in a sanitizers' build, too" OFF)
-if(QIE_TESTS AND (NOT QIE_SANITIZE OR QIE_CUDA_SANITIZED))
-  add_library(qie_cuda_double MODULE ${cuda_host} ${cuda_kernels} tests/cuda/double.cpp tests/cuda/double_libs.cpp
-              tests/cuda/emulate.cpp)
+# In the build with the address sanitizer kernels, operations and a selection of the engine's tests run, a minute; fibers are
+# nothing that the thread sanitizer follows.
+option(QIE_CUDA_SANITIZED "all tests of the CUDA double in a sanitizers' build" OFF)
+set(cuda_all ON)
+if(QIE_SANITIZE AND NOT QIE_CUDA_SANITIZED)
+  set(cuda_all OFF)
+endif()
+if(QIE_TESTS AND (cuda_all OR NOT QIE_SANITIZE MATCHES thread))
+  set(cuda_level -O3)
+  if(QIE_SANITIZE)
+    set(cuda_level -O1)
+  endif()
+  # Kernels and runtime on the CPU, compiled once for the back end's double and for the tests of the kernels alone.
   set_source_files_properties(${cuda_kernels} PROPERTIES LANGUAGE CXX COMPILE_OPTIONS "-xc++")
-  target_include_directories(qie_cuda_double PRIVATE include src tests/cuda)
-  # Kernels index with what the hardware counts in: no conversion warnings there; fused products as the hardware has them
-  # are not what is compared.
-  target_compile_options(qie_cuda_double PRIVATE -O3 -Wall -Wextra -Wno-unknown-pragmas $<$<BOOL:${QIE_WERROR}>:-Werror>)
-  set_target_properties(qie_cuda_double PROPERTIES PREFIX "" CXX_VISIBILITY_PRESET hidden
-                        LIBRARY_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/tests)
-  target_link_libraries(qie_cuda_double PRIVATE qie_static)
+  add_library(cuda_emulated OBJECT ${cuda_kernels} tests/cuda/double.cpp tests/cuda/emulate.cpp)
+  add_library(qie_cuda_double MODULE ${cuda_host} tests/cuda/double_libs.cpp)
+  foreach(target cuda_emulated qie_cuda_double)
+    target_include_directories(${target} PRIVATE include src tests/cuda)
+    # Kernels index with what the hardware counts in: no conversion warnings there; fused products as the hardware has them
+    # are not what is compared.
+    target_compile_options(${target} PRIVATE ${cuda_level} -Wall -Wextra -Wno-unknown-pragmas $<$<BOOL:${QIE_WERROR}>:-Werror>)
+    set_target_properties(${target} PROPERTIES CXX_VISIBILITY_PRESET hidden)
+  endforeach()
+  set_target_properties(qie_cuda_double PROPERTIES PREFIX "" LIBRARY_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/tests)
+  target_link_libraries(qie_cuda_double PRIVATE cuda_emulated qie_static)
   if(NOT QIE_SANITIZE) # the sanitizers' own functions come from the program
     target_link_options(qie_cuda_double PRIVATE -Wl,--no-undefined)
   endif()
@@ -41,14 +53,13 @@ if(QIE_TESTS AND (NOT QIE_SANITIZE OR QIE_CUDA_SANITIZED))
 
   # Programs that hold the double in themselves: kernels against plain C, the double's own promises.
   foreach(name test_cuda_kernels)
-    add_executable(${name} tests/cuda/${name}.cpp ${cuda_kernels} ${cuda_dir}/cu_cudnn.cpp tests/cuda/double.cpp
-                   tests/cuda/emulate.cpp)
+    add_executable(${name} tests/cuda/${name}.cpp ${cuda_dir}/cu_cudnn.cpp)
     target_include_directories(${name} PRIVATE tests/cuda tests/lib)
     target_compile_options(${name} PRIVATE -O2 -Wall -Wextra -Wno-unknown-pragmas)
     target_compile_definitions(${name} PRIVATE FAKE_CUDNN="$<TARGET_FILE:fake_cudnn>" REAL_CUDNN="${real_cudnn}")
     add_dependencies(${name} fake_cudnn)
     set_target_properties(${name} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/tests)
-    target_link_libraries(${name} PRIVATE qie_static)
+    target_link_libraries(${name} PRIVATE cuda_emulated qie_static)
     add_test(NAME ${name} COMMAND ${name} WORKING_DIRECTORY ${CMAKE_SOURCE_DIR})
     set_tests_properties(${name} PROPERTIES TIMEOUT 600)
   endforeach()
@@ -67,10 +78,16 @@ if(QIE_TESTS AND (NOT QIE_SANITIZE OR QIE_CUDA_SANITIZED))
   set_target_properties(test_cuda_engine PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/tests)
   target_link_libraries(test_cuda_engine PRIVATE qie_static)
   add_dependencies(test_cuda_engine qie_cuda_double)
-  add_test(NAME test_cuda_engine COMMAND test_cuda_engine WORKING_DIRECTORY ${CMAKE_SOURCE_DIR})
-  set_tests_properties(test_cuda_engine PROPERTIES TIMEOUT 1500)
+  if(cuda_all)
+    add_test(NAME test_cuda_engine COMMAND test_cuda_engine WORKING_DIRECTORY ${CMAKE_SOURCE_DIR})
+    set_tests_properties(test_cuda_engine PROPERTIES TIMEOUT 1500)
+  else()
+    foreach(part streamed_equals sharded parallel lost_device loras)
+      add_test(NAME test_cuda_engine_${part} COMMAND test_cuda_engine ${part} WORKING_DIRECTORY ${CMAKE_SOURCE_DIR})
+    endforeach()
+  endif()
   find_package(Python3 COMPONENTS Interpreter)
-  if(Python3_FOUND AND TARGET qwen-edit)
+  if(Python3_FOUND AND TARGET qwen-edit AND cuda_all)
     add_test(NAME test_place_agrees COMMAND ${Python3_EXECUTABLE} ${CMAKE_SOURCE_DIR}/tests/api/test_place_agrees.py
              $<TARGET_FILE:qwen-edit> ${CMAKE_BINARY_DIR}/tests $<TARGET_FILE:sparse_model>)
     set_tests_properties(test_place_agrees PROPERTIES TIMEOUT 300)

@@ -21,7 +21,7 @@ if(QIE_TESTS AND TARGET qwen-edit)
       list(APPEND service_drivers test_service_worker test_service_state test_service_kill test_service_ops
            test_service_schema test_service_lora test_remote test_client)
     endif()
-    if(TARGET qie_cuda_double)
+    if(TARGET qie_cuda_double AND cuda_all)
       list(APPEND service_drivers test_service_gpu)
     endif()
     foreach(driver ${service_drivers})
