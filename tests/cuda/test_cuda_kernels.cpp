@@ -238,15 +238,15 @@ QTEST(test_cuda_kernels_sampler_equals_plain_c) {
 /* The product is the reference's own: what is tested is what becomes of it. */
 QTEST(test_cuda_kernels_epilogue_equals_plain_c) {
     qie_compute c = reference();
-    int64_t m = 9, n = 37, k = 5;
-    for (int form = 0; form < 64; form++) {
+    for (int form = 0; form < 128; form++) {
+        int64_t m = 9, n = form & 64 ? 40 : 37, k = 5, ld = form & 64 ? 44 : n + 2;
         qie_dtype td = ACT[form & 1];
         qie_act act = (qie_act)(form >> 1 & 3);
         qie_store store = (qie_store)(form >> 3 & 3);
         bool bias = form & 32;
         buf x(QIE_F32, (size_t)(m * k)), w(QIE_F32, (size_t)(n * k)), bv(QIE_BF16, (size_t)n);
-        buf gates(QIE_F32, (size_t)(2 * n)), y(QIE_F32, (size_t)(m * n)),
-            a(td, (size_t)(m * (n + 2))), b = a;
+        buf gates(QIE_F32, (size_t)(2 * n)), y(QIE_F32, (size_t)(m * n)), a(td, (size_t)(m * ld)),
+            b = a;
         qie_linear_args l = {};
         l.x = qie_mat_make(x.data(), QIE_F32, m, k);
         l.w.data = w.data();
@@ -262,7 +262,7 @@ QTEST(test_cuda_kernels_epilogue_equals_plain_c) {
         l.gate[0] = (const float *)gates.data();
         l.gate[1] = l.gate[0] + n;
         l.split = 4;
-        l.dst = {a.data(), td, m, n, n + 2};
+        l.dst = {a.data(), td, m, n, ld};
         c.ops.linear(&c, &l);
         cu_epilogue_args e = {};
         e.y = y.data();
@@ -275,7 +275,7 @@ QTEST(test_cuda_kernels_epilogue_equals_plain_c) {
         e.gate[0] = l.gate[0];
         e.gate[1] = l.gate[1];
         e.split = 4;
-        e.dst = {b.data(), td, m, n, n + 2};
+        e.dst = {b.data(), td, m, n, ld};
         run([&](cu_stream s) { cu_k_epilogue(s, &e); });
         ASSERT_LE(nmse(b, a), bound(td));
         ASSERT(b.guarded());
@@ -513,8 +513,11 @@ QTEST(test_cuda_kernels_dequantize_equals_plain_c) {
 /* Rows as 8-bit integers with a scale each, and what a product of them is worth: within half a step
  * of every value, and exactly the value that the scales say. */
 QTEST(test_cuda_kernels_int8_rows_and_products) {
-    for (int64_t k : {16, 33, 130}) {
-        int64_t m = 5, n = 7, ld = k + 2;
+    /* in eights and not, and a row that shared memory has no room for */
+    static const int64_t sizes[][2] = {
+        {16, 18}, {33, 35}, {130, 132}, {1000, 1008}, {30000, 30000}};
+    for (const auto &size : sizes) {
+        int64_t m = 5, n = 7, k = size[0], ld = size[1];
         buf x(QIE_BF16, (size_t)(m * ld));
         std::vector<signed char> q((size_t)(m * k) + 1, 99);
         std::vector<float> row((size_t)m), col((size_t)n);
@@ -566,53 +569,57 @@ QTEST(test_cuda_kernels_int8_rows_and_products) {
 /* Rows as fp8 with a scale each: the largest value meets 448, every other is the nearest of its
  * size. */
 QTEST(test_cuda_kernels_fp8_rows) {
-    int64_t m = 3, k = 70, ld = 75;
-    buf x(QIE_BF16, (size_t)(m * ld), 3);
-    std::vector<unsigned char> q((size_t)(m * k) + 1, 99);
-    std::vector<float> scale((size_t)m);
-    qie_mat mx = {x.data(), QIE_BF16, m, k, ld};
-    for (int64_t i = 0; i < k; i++)
-        x.put((size_t)(ld + i), 0); /* a row of zeros */
-    run([&](cu_stream s) { cu_k_quantize_rows(s, mx, q.data(), QIE_F8_E4M3, scale.data()); });
-    ASSERT_INT(q[(size_t)(m * k)], 99);
-    for (int64_t r = 0; r < m; r++) {
-        float most = 0;
+    for (int64_t k : {70, 720}) {
+        int64_t m = 3, ld = k == 720 ? 720 : 75;
+        buf x(QIE_BF16, (size_t)(m * ld), 3);
+        std::vector<unsigned char> q((size_t)(m * k) + 1, 99);
+        std::vector<float> scale((size_t)m);
+        qie_mat mx = {x.data(), QIE_BF16, m, k, ld};
         for (int64_t i = 0; i < k; i++)
-            most = fmaxf(most, fabsf(qie_ref_load(x.data(), QIE_BF16, r * ld + i)));
-        float s = scale[(size_t)r];
-        ASSERT_LE(fabs((double)(most > 0 ? s * 448 / most - 1 : s - 1)), 1e-5);
-        for (int64_t i = 0; i < k; i++) {
-            float v = qie_ref_load(x.data(), QIE_BF16, r * ld + i),
-                  got = cu_e4m3_to_f32(q[(size_t)(r * k + i)]) * s;
-            /* half a step of 3 bits of mantissa, or of the smallest number */
-            ASSERT_LE(fabs((double)(got - v)), fmax(fabs((double)v) / 16, (double)s / 1024) * 1.01);
+            x.put((size_t)(ld + i), 0); /* a row of zeros */
+        run([&](cu_stream s) { cu_k_quantize_rows(s, mx, q.data(), QIE_F8_E4M3, scale.data()); });
+        ASSERT_INT(q[(size_t)(m * k)], 99);
+        for (int64_t r = 0; r < m; r++) {
+            float most = 0;
+            for (int64_t i = 0; i < k; i++)
+                most = fmaxf(most, fabsf(qie_ref_load(x.data(), QIE_BF16, r * ld + i)));
+            float s = scale[(size_t)r];
+            ASSERT_LE(fabs((double)(most > 0 ? s * 448 / most - 1 : s - 1)), 1e-5);
+            for (int64_t i = 0; i < k; i++) {
+                float v = qie_ref_load(x.data(), QIE_BF16, r * ld + i),
+                      got = cu_e4m3_to_f32(q[(size_t)(r * k + i)]) * s;
+                /* half a step of 3 bits of mantissa, or of the smallest number */
+                ASSERT_LE(fabs((double)(got - v)),
+                          fmax(fabs((double)v) / 16, (double)s / 1024) * 1.01);
+            }
         }
     }
 }
 
 /* A product in floats and its scales: of rows, of columns, one for all columns, none. */
 QTEST(test_cuda_kernels_scales_of_a_float_product) {
-    int64_t m = 5, n = 19;
     for (qie_dtype type : ACT)
-        for (int form = 0; form < 4; form++) {
+        for (int form = 0; form < 8; form++) {
+            int64_t m = 5, n = form & 4 ? 20 : 19;
+            int scaled = form & 3;
             buf y(type, (size_t)(m * n)), dst(QIE_F32, (size_t)(m * n)), row(QIE_F32, (size_t)m),
                 col(QIE_F32, (size_t)n);
-            int64_t n_col = form == 2 ? 1 : n;
+            int64_t n_col = scaled == 2 ? 1 : n;
             cu_epilogue_args e = {};
             e.y = y.data();
             e.y_type = type;
             e.m = m;
             e.n = n;
             e.dst = {dst.data(), QIE_F32, m, n, n};
-            e.row_scale = form ? (const float *)row.data() : NULL;
-            e.col_scale = form > 1 ? (const float *)col.data() : NULL;
+            e.row_scale = scaled ? (const float *)row.data() : NULL;
+            e.col_scale = scaled > 1 ? (const float *)col.data() : NULL;
             e.n_col_scale = n_col;
             run([&](cu_stream s) { cu_k_epilogue(s, &e); });
             for (int64_t i = 0; i < m * n; i++) {
                 float v = qie_ref_load(y.data(), type, i);
-                if (form)
+                if (scaled)
                     v *= qie_ref_load(row.data(), QIE_F32, i / n);
-                if (form > 1)
+                if (scaled > 1)
                     v *= qie_ref_load(col.data(), QIE_F32, n_col == 1 ? 0 : i % n);
                 ASSERT(v == qie_ref_load(dst.data(), QIE_F32, i));
             }

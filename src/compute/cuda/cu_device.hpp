@@ -71,6 +71,27 @@ CU_INLINE float cu_load(const void *p, int dtype, int64_t i) {
     return dtype == QIE_BF16 ? cu_bf16_to_f32(h) : cu_f16_to_f32(h);
 }
 
+/* V neighbouring values from element i on, of any type that products and parameters have. */
+template <int V> CU_INLINE void cu_load_some(const void *p, int type, int64_t i, float v[V]) {
+    if (type == QIE_F32) {
+        cu_some<float, V> x = *(const cu_some<float, V> *)((const float *)p + i);
+        for (int j = 0; j < V; j++)
+            v[j] = x.v[j];
+    } else if (type == QIE_I32) {
+        cu_some<int32_t, V> x = *(const cu_some<int32_t, V> *)((const int32_t *)p + i);
+        for (int j = 0; j < V; j++)
+            v[j] = (float)x.v[j];
+    } else {
+        cu_some<uint16_t, V> x = *(const cu_some<uint16_t, V> *)((const uint16_t *)p + i);
+        for (int j = 0; j < V; j++)
+            v[j] = type == QIE_BF16 ? cu_bf16_to_f32(x.v[j]) : cu_f16_to_f32(x.v[j]);
+    }
+}
+/* Has the host four values of this type there that cu_load_some<4> may read? */
+static inline bool cu_in_fours(const void *p, int dtype) {
+    return ((uintptr_t)p << (dtype == QIE_BF16 || dtype == QIE_F16)) % 16 == 0;
+}
+
 CU_INLINE float cu_silu(float v) {
     return v / (1.0f + expf(-v));
 }

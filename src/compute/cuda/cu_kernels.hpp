@@ -11,6 +11,8 @@ typedef struct cu_epilogue_args cu_epilogue_args;
 /* join: an epilogue on a->x before the norm, GATED_ADD without an activation; or NULL. Each value
  * is read and written once for both. */
 void cu_k_layer_norm(cu_stream s, const qie_layer_norm_args *a, const cu_epilogue_args *join);
+/* x [m, k] BF16 to bytes, F8_E4M3 or I8, with a scale for each row. */
+void cu_k_quantize_rows(cu_stream s, qie_mat x, void *dst, qie_dtype type, float *row_scale);
 void cu_k_rms_norm(cu_stream s, qie_mat x, qie_vec w, float eps, qie_mat dst);
 void cu_k_qk_norm_rope(cu_stream s, const qie_qk_norm_rope_args *a);
 void cu_k_channel_norm(cu_stream s, qie_fmap x, qie_vec gamma, bool silu, qie_fmap dst);
@@ -45,8 +47,6 @@ void cu_k_epilogue(cu_stream s, const cu_epilogue_args *a);
 void cu_k_dequantize(cu_stream s, qie_wmat w, int64_t row0, int64_t n, void *dst, qie_dtype type);
 /* The last slice of a convolution's weights to [out][kh][kw][in]. */
 void cu_k_conv_weights(cu_stream s, qie_conv_weight w, void *dst, qie_dtype type);
-/* x [m, k] BF16 to bytes, F8_E4M3 or I8, with a scale for each row. */
-void cu_k_quantize_rows(cu_stream s, qie_mat x, void *dst, qie_dtype type, float *row_scale);
 
 /* kernels_attention.cu. F32 or BF16; segments as bounds in device memory, or NULL. */
 void cu_k_attention(cu_stream s, const qie_attention_args *a, const int64_t *bounds);

@@ -51,28 +51,42 @@ struct epilogue_params {
     const float *gate0, *gate1, *row_scale, *col_scale;
 };
 
-template <typename D> CU_KERNEL(THREADS) epilogue(epilogue_params p, D *dst) {
-    for (int64_t i = cu_first(); i < p.m * p.n; i += cu_stride()) {
-        int64_t r = i / p.n, c = i - r * p.n;
-        float v =
-            p.y_type == QIE_I32 ? (float)((const int32_t *)p.y)[i] : cu_load(p.y, p.y_type, i);
+/* V elements of a row a thread. */
+template <int V, typename D> CU_KERNEL(THREADS) epilogue(epilogue_params p, D *dst) {
+    int64_t groups = p.n / V;
+    for (int64_t i = cu_first(); i < p.m * groups; i += cu_stride()) {
+        int64_t r = i / groups, c = (i - r * groups) * V;
+        cu_some<D, V> *to = (cu_some<D, V> *)(dst + r * p.ldd + c);
+        float v[V], a[V];
+        cu_load_some<V>(p.y, p.y_type, r * p.n + c, v);
         if (p.row_scale)
-            v *= p.row_scale[r];
+            for (int j = 0; j < V; j++)
+                v[j] *= p.row_scale[r];
         if (p.col_scale)
-            v *= p.col_scale[p.n_col_scale == 1 ? 0 : c];
-        if (p.bias)
-            v += cu_load(p.bias, p.bias_type, c);
-        v = cu_act(p.act, v);
-        D *to = dst + r * p.ldd + c;
-        if (p.store == QIE_STORE_MUL)
-            v = cu_num<D>::get(to) * v;
-        else if (p.store == QIE_STORE_ADD)
-            v = cu_num<D>::get(to) + v;
-        else if (p.store == QIE_STORE_GATED_ADD) {
-            float g = (r < p.split ? p.gate0 : p.gate1)[c] * v;
-            v = cu_num<D>::get(to) + g;
+            for (int j = 0; j < V; j++)
+                v[j] *= p.col_scale[p.n_col_scale == 1 ? 0 : c + j];
+        if (p.bias) {
+            cu_load_some<V>(p.bias, p.bias_type, c, a);
+            for (int j = 0; j < V; j++)
+                v[j] += a[j];
         }
-        cu_num<D>::put(to, v);
+        for (int j = 0; j < V; j++)
+            v[j] = cu_act(p.act, v[j]);
+        cu_some<D, V> old = p.store == QIE_STORE_SET ? cu_some<D, V>() : *to;
+        if (p.store == QIE_STORE_GATED_ADD) {
+            cu_load_some<V>(r < p.split ? p.gate0 : p.gate1, QIE_F32, c, a);
+            for (int j = 0; j < V; j++)
+                v[j] = a[j] * v[j];
+        }
+        for (int j = 0; j < V; j++) {
+            float x = cu_num<D>::get(&old.v[j]);
+            if (p.store == QIE_STORE_MUL)
+                v[j] = x * v[j];
+            else if (p.store != QIE_STORE_SET)
+                v[j] = x + v[j];
+            cu_num<D>::put(&old.v[j], v[j]);
+        }
+        *to = old;
     }
 }
 
@@ -98,28 +112,6 @@ conv_weights(const void *CU_RESTRICT w, int type, int64_t in, int64_t taps, int6
     for (int64_t i = cu_first(); i < n; i += cu_stride()) {
         int64_t c = i % in, t = i / in % taps, o = i / in / taps;
         cu_num<D>::put(dst + i, cu_load(w, type, (o * in + c) * all_taps + all_taps - taps + t));
-    }
-}
-
-/* One warp a row: the largest value of the row meets the largest of the type. */
-template <bool FP8>
-CU_KERNEL(THREADS)
-to_bytes(const cu_bf16 *CU_RESTRICT x, int64_t ldx, int64_t rows, int64_t cols,
-         float *CU_RESTRICT row_scale, unsigned char *CU_RESTRICT dst) {
-    int64_t r = cu_bx() * (THREADS / 32) + cu_tid() / 32;
-    if (r >= rows)
-        return;
-    int lane = cu_tid() & 31;
-    float m = 0;
-    for (int64_t i = lane; i < cols; i += 32)
-        m = fmaxf(m, fabsf(cu_bf16_to_f32(x[r * ldx + i])));
-    m = cu_warp_max(m);
-    float s = m > 0 ? m / (FP8 ? 448.0f : 127.0f) : 1.0f;
-    if (lane == 0)
-        row_scale[r] = s;
-    for (int64_t i = lane; i < cols; i += 32) {
-        float v = cu_bf16_to_f32(x[r * ldx + i]) / s;
-        dst[r * cols + i] = FP8 ? cu_f32_to_e4m3(v) : (unsigned char)(signed char)rintf(v);
     }
 }
 
@@ -169,20 +161,28 @@ void cu_k_find_bad(cu_stream s, const float *v, int64_t n, unsigned *flag) {
     CU_LAUNCH(s, find_bad, blocks_for(n), 1, THREADS, 0, v, n, flag);
 }
 
+template <int V, typename D>
+static void launch_epilogue(cu_stream s, const epilogue_params &p, void *dst) {
+    epilogue_params q = p;
+    D *d = (D *)dst;
+    auto k = epilogue<V, D>;
+    CU_LAUNCH(s, k, blocks_for(p.m * (p.n / V)), 1, THREADS, 0, q, d);
+}
+
 void cu_k_epilogue(cu_stream s, const cu_epilogue_args *a) {
     epilogue_params p = {
         a->y,         (int)a->y_type, (int)a->act, (int)a->store, (int)a->bias.dtype,
         a->m,         a->n,           a->split,    a->dst.ld,     a->n_col_scale,
         a->bias.data, a->gate[0],     a->gate[1],  a->row_scale,  a->col_scale};
-    if (a->dst.dtype == QIE_BF16) {
-        cu_bf16 *d = (cu_bf16 *)a->dst.data;
-        auto k = epilogue<cu_bf16>;
-        CU_LAUNCH(s, k, blocks_for(p.m * p.n), 1, THREADS, 0, p, d);
-    } else {
-        float *d = (float *)a->dst.data;
-        auto k = epilogue<float>;
-        CU_LAUNCH(s, k, blocks_for(p.m * p.n), 1, THREADS, 0, p, d);
-    }
+    const void *words[] = {p.gate0, p.gate1, p.col_scale};
+    bool fours = p.n % 4 == 0 && p.ldd % 4 == 0 && cu_in_fours(p.y, p.y_type) &&
+                 cu_in_fours(p.bias, p.bias_type) && cu_in_fours(a->dst.data, (int)a->dst.dtype);
+    for (const void *w : words)
+        fours = fours && cu_in_fours(w, QIE_F32);
+    static void (*const launches[2][2])(cu_stream, const epilogue_params &, void *) = {
+        {launch_epilogue<1, float>, launch_epilogue<1, cu_bf16>},
+        {launch_epilogue<4, float>, launch_epilogue<4, cu_bf16>}};
+    launches[fours][a->dst.dtype == QIE_BF16](s, p, a->dst.data);
 }
 
 void cu_k_dequantize(cu_stream s, qie_wmat w, int64_t row0, int64_t n, void *dst, qie_dtype type) {
@@ -216,13 +216,4 @@ void cu_k_conv_weights(cu_stream s, qie_conv_weight w, void *dst, qie_dtype type
         auto k = conv_weights<float>;
         CU_LAUNCH(s, k, blocks_for(n), 1, THREADS, 0, p, t, in, taps, all, n, d);
     }
-}
-
-void cu_k_quantize_rows(cu_stream s, qie_mat x, void *dst, qie_dtype type, float *row_scale) {
-    const cu_bf16 *p = (const cu_bf16 *)x.data;
-    unsigned char *d = (unsigned char *)dst;
-    int64_t ld = x.ld, rows = x.rows, cols = x.cols;
-    auto k = type == QIE_F8_E4M3 ? to_bytes<true> : to_bytes<false>;
-    CU_LAUNCH(s, k, (rows + THREADS / 32 - 1) / (THREADS / 32), 1, THREADS, 0, p, ld, rows, cols,
-              row_scale, d);
 }

@@ -1,6 +1,7 @@
 /* Kernels that need a whole row at a time: norms, rotary embedding, guidance. Most: one warp a row,
- * eight rows a block; a row is read from memory once and again from L1, written once. Layer norm,
- * whose rows are long: a block a row. */
+ * eight rows a block; a row is read from memory once and again from L1, written once. Where rows
+ * are long, layer norm and rows as bytes: a block a row, which is kept in shared memory. */
+#include "compute/cuda/cu_blocks.hpp"
 #include "compute/cuda/cu_device.hpp"
 #include "compute/cuda/cu_kernels.hpp"
 
@@ -27,33 +28,17 @@ struct norm_params {
     int64_t gate_split, n_col_scale;
 };
 
-/* V neighbouring values from element i on, of any type that products and parameters have. */
-template <int V> CU_INLINE void load_some(const void *p, int type, int64_t i, float v[V]) {
-    if (type == QIE_F32) {
-        cu_some<float, V> x = *(const cu_some<float, V> *)((const float *)p + i);
-        for (int j = 0; j < V; j++)
-            v[j] = x.v[j];
-    } else if (type == QIE_I32) {
-        cu_some<int32_t, V> x = *(const cu_some<int32_t, V> *)((const int32_t *)p + i);
-        for (int j = 0; j < V; j++)
-            v[j] = (float)x.v[j];
-    } else {
-        cu_some<uint16_t, V> x = *(const cu_some<uint16_t, V> *)((const uint16_t *)p + i);
-        for (int j = 0; j < V; j++)
-            v[j] = type == QIE_BF16 ? cu_bf16_to_f32(x.v[j]) : cu_f16_to_f32(x.v[j]);
-    }
-}
-
-/* Sum over the block, the same in all of its threads: always added in the same order. */
-CU_INLINE float block_sum(float v, float *room) {
+/* Sum over the block, or its largest value, the same in all of its threads: always in the same
+ * order. */
+template <bool MAX> CU_INLINE float block_all(float v, float *room) {
     int n = cu_n_threads() / 32;
-    v = cu_warp_sum(v);
+    v = MAX ? cu_warp_max(v) : cu_warp_sum(v);
     if (cu_tid() % 32 == 0)
         room[cu_tid() / 32] = v;
     cu_sync();
     v = room[0];
     for (int i = 1; i < n; i++)
-        v += room[i];
+        v = MAX ? fmaxf(v, room[i]) : v + room[i];
     return v;
 }
 
@@ -66,26 +51,26 @@ template <bool JOIN, int V, typename D> CU_KERNEL(THREADS) layer_norm(norm_param
     if (!p.kept)
         kept = row;
     for (int64_t i = first; i < p.cols; i += step) {
-        load_some<V>(row, QIE_F32, i, v);
+        cu_load_some<V>(row, QIE_F32, i, v);
         if (JOIN) {
             float y[V];
-            load_some<V>(p.y, p.y_type, r * p.cols + i, y);
+            cu_load_some<V>(p.y, p.y_type, r * p.cols + i, y);
             if (p.row_scale)
                 for (int j = 0; j < V; j++)
                     y[j] *= p.row_scale[r];
             if (p.n_col_scale > 1) {
-                load_some<V>(p.col_scale, QIE_F32, i, a);
+                cu_load_some<V>(p.col_scale, QIE_F32, i, a);
                 for (int j = 0; j < V; j++)
                     y[j] *= a[j];
             } else if (p.col_scale)
                 for (int j = 0; j < V; j++)
                     y[j] *= p.col_scale[0];
             if (p.bias) {
-                load_some<V>(p.bias, p.bias_type, i, a);
+                cu_load_some<V>(p.bias, p.bias_type, i, a);
                 for (int j = 0; j < V; j++)
                     y[j] += a[j];
             }
-            load_some<V>(r < p.gate_split ? p.gate[0] : p.gate[1], QIE_F32, i, a);
+            cu_load_some<V>(r < p.gate_split ? p.gate[0] : p.gate[1], QIE_F32, i, a);
             for (int j = 0; j < V; j++) {
                 float g = a[j] * y[j];
                 v[j] = v[j] + g;
@@ -101,30 +86,61 @@ template <bool JOIN, int V, typename D> CU_KERNEL(THREADS) layer_norm(norm_param
         if (p.kept)
             *(cu_some<float, V> *)(kept + i) = x;
     }
-    float mean = block_sum(sum, room) / (float)p.cols;
+    float mean = block_all<false>(sum, room) / (float)p.cols;
     for (int64_t i = first; i < p.cols; i += step) {
-        load_some<V>(kept, QIE_F32, i, v);
+        cu_load_some<V>(kept, QIE_F32, i, v);
         for (int j = 0; j < V; j++)
             var += (v[j] - mean) * (v[j] - mean);
     }
-    float s = 1.0f / sqrtf(block_sum(var, room + WARPS) / (float)p.cols + p.eps);
+    float s = 1.0f / sqrtf(block_all<false>(var, room + WARPS) / (float)p.cols + p.eps);
     const float *scale = p.scale[r >= p.split], *shift = p.shift[r >= p.split];
     for (int64_t i = first; i < p.cols; i += step) {
         cu_some<D, V> out;
-        load_some<V>(kept, QIE_F32, i, v);
+        cu_load_some<V>(kept, QIE_F32, i, v);
         for (int j = 0; j < V; j++)
             v[j] = (v[j] - mean) * s;
         if (scale) {
-            load_some<V>(scale, QIE_F32, i, a);
+            cu_load_some<V>(scale, QIE_F32, i, a);
             for (int j = 0; j < V; j++)
                 v[j] *= 1.0f + a[j];
-            load_some<V>(shift, QIE_F32, i, a);
+            cu_load_some<V>(shift, QIE_F32, i, a);
             for (int j = 0; j < V; j++)
                 v[j] += a[j];
         }
         for (int j = 0; j < V; j++)
             cu_num<D>::put(&out.v[j], v[j]);
         *(cu_some<D, V> *)(dst + r * p.ldd + i) = out;
+    }
+}
+
+/* The largest value of the row meets the largest of the type. */
+template <bool FP8, int V>
+CU_KERNEL(THREADS)
+to_bytes(const cu_bf16 *x, int64_t ldx, int64_t cols, int in_shared, float *CU_RESTRICT row_scale,
+         unsigned char *CU_RESTRICT dst) {
+    float *room = cu_shared<float>(), m = 0;
+    const cu_bf16 *row = x + cu_bx() * ldx;
+    cu_bf16 *kept = (cu_bf16 *)(room + WARPS);
+    int64_t step = (int64_t)cu_n_threads() * V, first = (int64_t)cu_tid() * V;
+    for (int64_t i = first; i < cols; i += step) {
+        cu_some<cu_bf16, V> v = *(const cu_some<cu_bf16, V> *)(row + i);
+        for (int j = 0; j < V; j++)
+            m = fmaxf(m, fabsf(cu_bf16_to_f32(v.v[j])));
+        if (in_shared)
+            *(cu_some<cu_bf16, V> *)(kept + i) = v;
+    }
+    m = block_all<true>(m, room);
+    float s = m > 0 ? m / (FP8 ? 448.0f : 127.0f) : 1.0f;
+    if (cu_tid() == 0)
+        row_scale[cu_bx()] = s;
+    for (int64_t i = first; i < cols; i += step) {
+        cu_some<cu_bf16, V> v = *(const cu_some<cu_bf16, V> *)((in_shared ? kept : row) + i);
+        cu_some<unsigned char, V> out;
+        for (int j = 0; j < V; j++) {
+            float y = cu_bf16_to_f32(v.v[j]) / s;
+            out.v[j] = FP8 ? cu_f32_to_e4m3(y) : (unsigned char)(signed char)rintf(y);
+        }
+        *(cu_some<unsigned char, V> *)(dst + cu_bx() * cols + i) = out;
     }
 }
 
@@ -228,36 +244,33 @@ cfg_combine(const float *cond, const float *CU_RESTRICT uncond, float scale, int
         v[r * cols + i] = (q[i] + scale * (p[i] - q[i])) * f;
 }
 
+#define KEPT ((size_t)48 << 10) /* shared memory that is had without asking */
+
+/* Threads for a row, `each` elements or more to one of them. */
+static int64_t threads_for(int64_t cols, int64_t each) {
+    int64_t n = (cols + each * 32 - 1) / (each * 32) * 32;
+    return n < THREADS ? n : THREADS;
+}
+
 template <bool JOIN, int V, typename D>
 static void launch_norm(cu_stream s, const norm_params &p, int64_t rows, void *dst) {
-    enum { KEPT = 48 << 10, EACH = 12 }; /* shared memory without asking; elements a thread */
     norm_params q = p;
     D *d = (D *)dst;
-    int64_t threads = (p.cols + EACH * 32 - 1) / (EACH * 32) * 32;
-    threads = threads < THREADS ? threads : THREADS;
-    size_t bytes = sizeof(float) * (size_t)(2 * WARPS + (p.cols + V - 1) / V * V);
+    size_t room = sizeof(float) * 2 * WARPS, bytes = room + sizeof(float) * (size_t)p.cols;
     q.kept = bytes <= KEPT;
-    if (!q.kept)
-        bytes = sizeof(float) * 2 * WARPS;
     auto k = layer_norm<JOIN, V, D>;
-    CU_LAUNCH(s, k, rows, 1, threads, bytes, q, d);
+    CU_LAUNCH(s, k, rows, 1, threads_for(p.cols, 12), q.kept ? bytes : room, q, d);
 }
 
 /* May four elements at a time be read and written? */
 static bool in_fours(const norm_params &p, const void *dst, qie_dtype type) {
     const void *words[] = {p.x,        p.scale[0], p.scale[1], p.shift[0],
                            p.shift[1], p.gate[0],  p.gate[1],  p.col_scale};
-    const struct {
-        const void *at;
-        bool half; /* of two bytes */
-    } others[] = {
-        {dst, type == QIE_BF16}, {p.y, p.y_type == QIE_BF16}, {p.bias, p.bias_type != QIE_F32}};
-    uintptr_t bits = 0;
+    bool ok = cu_in_fours(dst, (int)type) && cu_in_fours(p.y, p.y_type) &&
+              cu_in_fours(p.bias, p.bias_type) && (p.cols | p.ldx | p.ldd) % 4 == 0;
     for (const void *a : words)
-        bits |= (uintptr_t)a;
-    for (const auto &o : others)
-        bits |= (uintptr_t)o.at << o.half;
-    return bits % 16 == 0 && (p.cols | p.ldx | p.ldd) % 4 == 0;
+        ok = ok && cu_in_fours(a, QIE_F32);
+    return ok;
 }
 
 void cu_k_layer_norm(cu_stream s, const qie_layer_norm_args *a, const cu_epilogue_args *join) {
@@ -294,6 +307,28 @@ void cu_k_layer_norm(cu_stream s, const qie_layer_norm_args *a, const cu_epilogu
          {launch_norm<true, 4, float>, launch_norm<true, 4, cu_bf16>}}};
     launches[join != NULL][in_fours(p, a->dst.data, a->dst.dtype)][a->dst.dtype == QIE_BF16](
         s, p, a->x.rows, a->dst.data);
+}
+
+template <bool FP8, int V>
+static void launch_to_bytes(cu_stream s, qie_mat x, void *dst, float *row_scale) {
+    const cu_bf16 *p = (const cu_bf16 *)x.data;
+    unsigned char *d = (unsigned char *)dst;
+    int64_t ld = x.ld, cols = x.cols;
+    size_t room = sizeof(float) * WARPS, bytes = room + sizeof(cu_bf16) * (size_t)cols;
+    int in_shared = bytes <= KEPT;
+    auto k = to_bytes<FP8, V>;
+    CU_LAUNCH(s, k, x.rows, 1, threads_for(cols, 24), in_shared ? bytes : room, p, ld, cols,
+              in_shared, row_scale, d);
+}
+
+void cu_k_quantize_rows(cu_stream s, qie_mat x, void *dst, qie_dtype type, float *row_scale) {
+    static void (*const launches[2][2])(cu_stream, qie_mat, void *, float *) = {
+        {launch_to_bytes<false, 1>, launch_to_bytes<false, 8>},
+        {launch_to_bytes<true, 1>, launch_to_bytes<true, 8>}};
+    bool eights =
+        (uintptr_t)x.data % 16 == 0 && (uintptr_t)dst % 8 == 0 && x.cols % 8 == 0 && x.ld % 8 == 0;
+    if (x.rows > 0)
+        launches[type == QIE_F8_E4M3][eights](s, x, dst, row_scale);
 }
 
 template <typename S, typename D>
