@@ -288,16 +288,14 @@ void qie_engine_reset_cancel(qie_engine *e) {
 }
 
 /* What an edit may take: the caller's limit, else what is free now and what an earlier edit left in
- * our hands. */
-static int64_t limit_of(const qie_engine *e) {
-    if (e->compute->mem) {
-        int64_t room = e->compute->mem->room(e->compute);
-        return e->memory_limit > 0 && e->memory_limit < room ? e->memory_limit : room;
-    }
-    if (e->memory_limit > 0)
-        return e->memory_limit;
+ * our hands. A device that cannot tell has failed: that is the error, not too little memory. */
+static qie_status find_limit(const qie_engine *e, int64_t *limit, qie_error *err) {
     int64_t held = e->arena ? (int64_t)qie_arena_peak(e->arena) : 0;
-    return qie_memory_available() + held;
+    int64_t room = e->compute->mem       ? e->compute->mem->room(e->compute)
+                   : e->memory_limit > 0 ? e->memory_limit
+                                         : qie_memory_available() + held;
+    *limit = e->memory_limit > 0 && e->memory_limit < room ? e->memory_limit : room;
+    return qie_engine_check(e, err);
 }
 
 static size_t arena_bytes(int64_t planned) {
@@ -372,7 +370,8 @@ qie_status qie_engine_plan(qie_engine *e, const qie_edit_options *options, bool 
     memset(plan, 0, sizeof *plan);
     QIE_TRY(qie_engine_check(e, err));
     QIE_TRY(select_loras(e, options, err));
-    int64_t limit = limit_of(e);
+    int64_t limit;
+    QIE_TRY(find_limit(e, &limit, err));
     qie_status st = qie_prepare(&e->model, options, e->act, limit, &p, err);
     if (st == QIE_OK) {
         qie_prepared_describe(&e->model, &p, plan);
@@ -409,7 +408,8 @@ qie_status qie_engine_bench(qie_engine *e, const qie_edit_options *edit,
                 QIE_BENCH_MAX_REPEATS);
     QIE_TRY(select_loras(e, edit, err));
     QIE_TRY(adapt_device(e, err));
-    int64_t limit = limit_of(e);
+    int64_t limit;
+    QIE_TRY(find_limit(e, &limit, err));
     qie_status st = qie_prepare(&e->model, edit, e->act, limit, &p, err);
     if (st == QIE_OK)
         st = need_arena(e, p.memory.total, err);
@@ -440,8 +440,9 @@ static qie_status attempt(qie_engine *e, const qie_edit_options *options, qie_dt
                           qie_observer *observer, qie_edit_result *out, bool *non_finite,
                           qie_error *err) {
     qie_prepared p;
-    int64_t limit = limit_of(e);
+    int64_t limit;
     *non_finite = false;
+    QIE_TRY(find_limit(e, &limit, err));
     qie_status st = qie_prepare(&e->model, options, act, limit, &p, err);
     if (st == QIE_OK)
         st = need_arena(e, p.memory.total, err);

@@ -318,7 +318,8 @@ int dead(int device) {
         from_environment();
     if (lost[device])
         return fails(CU_LOST, "the device was lost");
-    if (failed_launch || ++stats.calls == options.fail_call)
+    if (failed_launch || ++stats.calls == options.fail_call ||
+        (options.fail_here && options.fail_here(stats.calls)))
         return fails(CU_FAILED, "an injected failure");
     return CU_OK;
 }
@@ -380,7 +381,8 @@ bool run_head(cu_stream s) {
         if (!w.poison) {
             stats.works++;
             stats.works_of[s->device]++;
-            if ((options.lose_at && stats.works >= options.lose_at) || taken_away(s->device))
+            if ((options.lose_at && stats.works >= options.lose_at) || taken_away(s->device) ||
+                (options.lose_here && options.lose_here(stats.works)))
                 lost[s->device] = true;
         }
         if (!lost[s->device])

@@ -37,9 +37,10 @@ typedef struct cu_double_options {
     /* Forgotten: the N-th call that makes an order (an event recorded, waited for by a stream or by
      * the host, a stream waited for), or all such calls from the N-th place in the program. */
     int64_t drop, drop_site;
-    /* May be NULL: asked at each of them, in the middle of the run, whether it is to be forgotten:
-     * a fork says yes in the child and goes on, so that what comes before is computed once. */
-    bool (*leave_out)(int64_t n);
+    /* May be NULL: asked in the middle of the run at each of them whether it is to be forgotten, at
+     * each call whether it fails, at each piece of work whether its device is lost. A fork says yes
+     * in the child and goes on, so that what comes before is computed once. */
+    bool (*leave_out)(int64_t n), (*fail_here)(int64_t n), (*lose_here)(int64_t n);
     /* With drop or leave_out: from then on, what the forgotten call held back is in a hurry, and
      * what it waited for runs as late as may be; until then all work is late. */
     bool aim;

@@ -425,6 +425,68 @@ QTEST(test_cuda_engine_too_little_memory_is_refused_before_the_start) {
     release_case(&g);
 }
 
+/* A child of ours on this thread alone; what the double says there is not for the reader. */
+static pid_t fork_quietly(void) {
+    fflush(NULL);
+    pid_t child = fork();
+    if (!child) {
+        int null = open("/dev/null", O_WRONLY);
+        dup2(null, 1);
+        dup2(null, 2);
+        const struct rlimit most = {60, 60}; /* of its own time: a machine may be busy */
+        setrlimit(RLIMIT_CPU, &most);
+    }
+    return child;
+}
+
+/* How this child ended; what it did not choose itself counts as 1. */
+static int ended(pid_t child) {
+    int status;
+    if (child < 0 || waitpid(child, &status, 0) != child)
+        abort();
+    return WIFEXITED(status) ? WEXITSTATUS(status) : 1;
+}
+
+/* One run, and a child at each point where something may be made to go wrong; there it does. */
+static struct {
+    const bool *wanted; /* by number; NULL: */
+    int64_t step;       /* each so many */
+    bool child;
+    unsigned char *ends;    /* of the children, by number; or of all of them how many ended so: */
+    int64_t n_ends[3], bad; /* bad: the last one that ended with 2 */
+} forks;
+
+static bool fork_here(int64_t n) {
+    if (forks.child || (forks.wanted ? !forks.wanted[n] : n % forks.step))
+        return false;
+    pid_t child = fork_quietly();
+    forks.child = !child;
+    if (!child)
+        return true;
+    int end = ended(child);
+    if (forks.ends)
+        forks.ends[n] = (unsigned char)end;
+    forks.n_ends[end < 2 ? end : 2]++;
+    forks.bad = end < 2 ? forks.bad : n;
+    return false;
+}
+
+/* An edit under forks. In the child it has to end well (0), or with an error of these words (1). */
+static bool edit_with_forks(setting s, const golden_case *g, const char *words) {
+    double db;
+    qie_error e = {0};
+    memset(&forks, 0, sizeof forks);
+    forks.step = getenv("QIE_TEST_LONG") ? 1 : 7;
+    s.n_threads = 1; /* the pool's threads are not in a child */
+    qie_status st = edit_on(&s, g, &db, NULL, &e);
+    bool well = st == QIE_OK && db >= 60;
+    if (forks.child)
+        _exit(well ? 0 : st != QIE_OK && strstr(e.message, words) ? 1 : 2);
+    if (forks.bad)
+        printf("  number %lld ends badly\n", (long long)forks.bad);
+    return well && !forks.bad;
+}
+
 /* The card is lost in the middle: a clear error, at once and for every edit after it. */
 QTEST(test_cuda_engine_lost_device_is_told) {
     golden_case g;
@@ -452,38 +514,33 @@ QTEST(test_cuda_engine_lost_device_is_told) {
 }
 
 /* Any call of the runtime fails: a clear error, or the edit goes on without what failed (pinned
- * memory, a graph) and is right; nothing stays allocated. Of all calls some, spread over the edit.
- */
-QTEST(test_cuda_engine_any_failing_call_is_told) {
+ * memory, a graph) and is right; nothing stays allocated. Any card is lost with any piece of its
+ * work: a clear error. Of all some, QIE_TEST_LONG=1: each. */
+static void each_failure(bool lost) {
     golden_case g;
-    qie_error e = {0};
-    double db;
-    int told = 0, went_on = 0;
+    setting s = setting_default();
+    int64_t told = 0, went_on = 0;
     small_case(&g);
     g.o.num_inference_steps = 3; /* a graph is captured and launched again */
-    setting s = setting_default();
     expect_the_cpus(&s, &g);
     for (int cards = 1; cards <= 2; cards++) {
-        s = setting_default();
         s.d.n_devices = cards;
-        ASSERT_OK(edit_on(&s, &g, &db, NULL, &e));
-        int64_t calls = stats().calls, step = getenv("QIE_TEST_LONG") ? 1 : calls / 41;
-        for (int64_t n = 1; n <= calls; n += step) {
-            memset(&e, 0, sizeof e);
-            s.d.fail_call = n;
-            s.d.seed = (uint64_t)n;
-            qie_status st = edit_on(&s, &g, &db, NULL, &e);
-            if (st == QIE_OK)
-                ASSERT_LE(60, db);
-            else
-                ASSERT_CONTAINS(e.message, "injected");
-            told += st != QIE_OK;
-            went_on += st == QIE_OK;
-        }
+        s.d.seed = (uint64_t)cards;
+        s.d.fail_here = lost ? NULL : fork_here;
+        s.d.lose_here = lost ? fork_here : NULL;
+        ASSERT(edit_with_forks(s, &g, lost ? "was lost" : "injected"));
+        went_on += forks.n_ends[0];
+        told += forks.n_ends[1];
     }
-    printf("  %d told, %d went on\n", told, went_on);
-    ASSERT(told > 0 && went_on > 0);
+    printf("  %lld told, %lld went on\n", (long long)told, (long long)went_on);
+    ASSERT(told > 100 && (lost ? went_on == 0 : went_on > 0));
     release_case(&g);
+}
+QTEST(test_cuda_engine_any_failing_call_is_told) {
+    each_failure(false);
+}
+QTEST(test_cuda_engine_a_card_lost_at_any_work_is_told) {
+    each_failure(true);
 }
 
 /* Situations of several streams, as the small case meets them. */
@@ -522,28 +579,6 @@ QTEST(test_cuda_engine_any_order_gives_the_same_picture) {
     release_case(&g);
 }
 
-/* A child of ours on this thread alone; what the double says there is not for the reader. */
-static pid_t fork_quietly(void) {
-    fflush(NULL);
-    pid_t child = fork();
-    if (!child) {
-        int null = open("/dev/null", O_WRONLY);
-        dup2(null, 1);
-        dup2(null, 2);
-        const struct rlimit most = {60, 60}; /* of its own time: a machine may be busy */
-        setrlimit(RLIMIT_CPU, &most);
-    }
-    return child;
-}
-
-/* Did this child see anything: another picture than g->output, an error, the double's own alarm? */
-static bool saw(pid_t child) {
-    int status;
-    if (child < 0 || waitpid(child, &status, 0) != child)
-        abort();
-    return status != 0;
-}
-
 static bool as_expected(const setting *s, const golden_case *g) {
     double db;
     qie_error e = {0};
@@ -559,37 +594,30 @@ static bool noticed(setting s, const golden_case *g) {
         pid_t child = fork_quietly();
         if (!child)
             _exit(as_expected(&s, g) ? 0 : 1);
-        if (saw(child))
+        if (ended(child))
             return true;
     }
     return false;
 }
 
-/* One run in which a child goes on without the call, for each that is wanted. */
-static struct {
-    const bool *wanted; /* by number */
-    bool *seen;
-    bool child;
-} leaving;
-
-static bool leave_out(int64_t n) {
-    if (leaving.child || !leaving.wanted[n])
-        return false;
-    pid_t child = fork_quietly();
-    leaving.child = !child;
-    if (child)
-        leaving.seen[n] = saw(child);
-    return leaving.child;
-}
-
-static bool leave_out_each(setting s, const golden_case *g, const bool *wanted, bool *seen) {
-    leaving.wanted = wanted;
-    leaving.seen = seen;
-    s.d.leave_out = leave_out;
-    s.d.aim = true;
-    bool ok = as_expected(&s, g);
-    if (leaving.child)
-        _exit(ok ? 0 : 1);
+/* In the order of work that suits the call least, then in the usual ones: calls that are noticed
+ * are no longer wanted. False: something is wrong without leaving anything out. */
+static bool leave_out_each(setting s, const golden_case *g, bool *wanted, int64_t n) {
+    memset(&forks, 0, sizeof forks);
+    forks.wanted = wanted;
+    forks.ends = calloc((size_t)n + 1, sizeof *forks.ends);
+    s.d.leave_out = fork_here;
+    bool ok = true;
+    for (int policy = -1; policy < CU_DOUBLE_POLICIES && ok; policy++) {
+        s.d.aim = policy < 0;
+        s.d.seed = (uint64_t)(policy < 0 ? 0 : policy);
+        ok = as_expected(&s, g);
+        if (forks.child)
+            _exit(ok ? 0 : 1);
+        for (int64_t i = 1; i <= n; i++)
+            wanted[i] = wanted[i] && !forks.ends[i];
+    }
+    free(forks.ends);
     return ok;
 }
 
@@ -657,19 +685,19 @@ QTEST(test_cuda_engine_each_forgotten_call) {
         int64_t n = stats().orders, tried = 0, missed = 0, implied = 0;
         cu_double_order *calls = malloc(sizeof *calls * (size_t)(n + 1));
         bool *wanted = calloc((size_t)n + 1, sizeof *wanted);
-        bool *seen = calloc((size_t)n + 1, sizeof *seen);
         for (int64_t i = 1; i <= n; i++) {
             calls[i] = order(i);
             implied += calls[i].implied;
             wanted[i] = !calls[i].implied && (all || (i - 1 - (int64_t)k) % (n / 5) == 0);
             tried += wanted[i];
         }
-        bool same = leave_out_each(s, &g, wanted, seen);
+        bool same = leave_out_each(s, &g, wanted, n);
         for (int64_t i = 1; i <= n; i++) {
-            s.d.drop = i;
-            if (!wanted[i] || seen[i] || noticed(s, &g))
+            if (!wanted[i])
                 continue;
             missed++;
+            if (all)
+                printf("  call %lld at 0x%zx\n", (long long)i, calls[i].site_at - 1);
             size_t at = 0;
             while (at < n_places && place[at] != calls[i].site_at)
                 at++;
@@ -682,7 +710,6 @@ QTEST(test_cuda_engine_each_forgotten_call) {
         }
         free(calls);
         free(wanted);
-        free(seen);
         printf("  situation %zu: %lld calls, %lld implied by others; of %lld tried %lld are not "
                "noticed\n",
                k, (long long)n, (long long)implied, (long long)tried, (long long)missed);

@@ -378,14 +378,14 @@ static int offer_of(const cu_backend *b, int d, int64_t *offer) {
 }
 
 /* The question to plan/assign.c. */
-static int ask(const cu_backend *b, size_t arena, qie_assign_group *groups, qie_assign_request *r) {
+static int ask(cu_backend *b, size_t arena, qie_assign_group *groups, qie_assign_request *r) {
     memset(r, 0, sizeof *r);
     r->n_cards = b->n;
     r->work = (int64_t)(arena + b->work_bytes + b->lows_bytes);
     r->n_passes = b->options.n_passes;
     for (int d = 0; d < b->n; d++) {
         int rc = offer_of(b, d, &r->offer[d]);
-        if (rc != CU_OK)
+        if (!cu_good(b, d, rc))
             return rc;
     }
     for (size_t i = 0; i < b->n_groups; i++) {
@@ -412,10 +412,8 @@ qie_status cu_weights_plan(cu_backend *b, size_t arena, char *out, size_t cap, q
     int rc = ask(b, aligned(arena), groups, &r);
     bool fits = rc == CU_OK && qie_assign_any(&r, groups, b->n_groups, &plan);
     free(groups);
-    if (rc != CU_OK) {
-        cu_good(b, 0, rc);
+    if (rc != CU_OK)
         return b->compute.mem->check(&b->compute, err);
-    }
     if (!fits)
         return too_little(plan.need[0], err);
     words(b, &plan, out, cap);
@@ -427,7 +425,7 @@ int64_t cu_weights_room(cu_backend *b) {
     qie_assign_request r;
     qie_assign_result plan;
     qie_assign_group *groups = (qie_assign_group *)calloc(b->n_groups + 1, sizeof *groups);
-    if (b->failed || !groups || !cu_good(b, 0, ask(b, 0, groups, &r))) {
+    if (b->failed || !groups || ask(b, 0, groups, &r) != CU_OK) {
         free(groups);
         return 1;
     }
