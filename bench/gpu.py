@@ -84,6 +84,8 @@ class Run:
         self.a, self.lines, self.failed = a, [], 0
         self.program = os.path.abspath(os.path.join(a.build, "qwen-edit"))
         self.env = dict(os.environ, HF_HUB_OFFLINE="1")
+        if a.libs:
+            self.env["LD_LIBRARY_PATH"] = a.libs
         self.folder = tempfile.mkdtemp(prefix="qie-gpu-")
         if a.double:
             cards = os.path.join(self.folder, "nvml.txt")
@@ -157,7 +159,7 @@ class Run:
         if self.a.double:
             return os.path.join(GOLDEN, "model")
         released_model.make(folder)
-        subprocess.run([os.path.join(self.a.build, "sparse_model"), folder, *types], check=True, stdout=subprocess.DEVNULL)
+        subprocess.run([os.path.join(self.a.build, "sparse_model"), folder, *types], check=True, stdout=subprocess.DEVNULL, env=self.env)
         return folder
 
     def speeds(self, model):
@@ -248,6 +250,7 @@ def main():
     p.add_argument("--out", required=True)
     p.add_argument("--deadline", type=float, default=0)
     p.add_argument("--double", action="store_true")
+    p.add_argument("--libs", help="LD_LIBRARY_PATH of the program")
     p.add_argument("--tests", help="folder of the double, beside a packed program")
     a = p.parse_args()
     os.makedirs(a.out, exist_ok=True)

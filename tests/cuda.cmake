@@ -98,6 +98,8 @@ if(QIE_TESTS AND (cuda_all OR NOT QIE_SANITIZE MATCHES thread))
     add_test(NAME gpu_report COMMAND ${Python3_EXECUTABLE} ${CMAKE_SOURCE_DIR}/bench/gpu.py --build ${CMAKE_BINARY_DIR}
              --out ${CMAKE_BINARY_DIR}/gpu-report --double)
     set_tests_properties(gpu_report PROPERTIES TIMEOUT 300)
+    add_test(NAME gpu_packed COMMAND sh ${CMAKE_SOURCE_DIR}/tests/cuda/test_packed.sh ${CMAKE_BINARY_DIR})
+    set_tests_properties(gpu_packed PROPERTIES TIMEOUT 300)
   endif()
 endif()
 
