@@ -670,11 +670,21 @@ QTEST(test_cuda_engine_forgotten_wait_is_seen) {
 
 /* Every single call left out, with the order of work that suits it least, then the usual ones:
  * another picture, an error, or the others make the same order without it. Of all calls some,
- * spread over the edit; QIE_FORGOTTEN_CALLS=1: all of them. One place may go unnoticed: the wait at
- * the end of place_card makes no order, it lets a failure show while a smaller placement can be
- * tried. */
+ * spread over the edit; QIE_FORGOTTEN_CALLS=1: all of them. What is neither comes from nine places
+ * (the compiler makes two of some) for four reasons, and is a tenth of the calls at most:
+ * - The wait at the end of place_card makes no order: it lets a failure show while a smaller
+ *   placement can be tried.
+ * - move, before and after its copy. The card that receives has mostly had nothing but uploads
+ *   since it last handed its results on, so nothing there still reads what lay at that place; and
+ *   what mem_share sends is read there behind the next move, which waits again. An upload or a fill
+ *   just before would need the first, an operation just behind the second: neither can be told
+ *   here.
+ * - The record in fetch and the wait in cu_weights_use, where a group comes in pieces: the first
+ *   operation of a few groups reads pieces only that the host has waited for since.
+ * - The second pass waits for the results of the first, which lie elsewhere: they are needed by
+ *   what comes after both, and only the first operation after their arrival is told apart. */
 QTEST(test_cuda_engine_each_forgotten_call) {
-    enum { EXCEPTIONS = 1 };
+    enum { EXCEPTIONS = 9 };
     bool all = getenv("QIE_FORGOTTEN_CALLS") != NULL;
     golden_case g;
     size_t place[CU_DOUBLE_SITES], n_places = 0;
@@ -715,6 +725,7 @@ QTEST(test_cuda_engine_each_forgotten_call) {
                k, (long long)n, (long long)implied, (long long)tried, (long long)missed);
         fflush(stdout);
         ASSERT(same);
+        ASSERT_LE(missed, all ? tried / 10 : 2);
     }
     release_case(&g);
     ASSERT_LE(n_places, EXCEPTIONS);
