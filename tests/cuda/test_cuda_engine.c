@@ -623,12 +623,11 @@ static bool leave_out_each(setting s, const golden_case *g, bool *wanted, int64_
 
 /* All calls from one place in the program that make an order (a record, a wait of a stream, a wait
  * of the host; loops that the compiler unrolled are several places) left out: noticed in some
- * situation, but for eight of thirty. The wait at the end of place_card makes no order, it lets a
- * failure show while a smaller placement can be tried. Four wait for pinned pieces that this small
- * edit does not come back to while they are in use (cu_receive, cu_send_rows). Two keep a copy to
- * another card from what is still read there (move), which here the results that come back keep as
- * well; one lets a pass begin behind the results of the one before. More than these would be a wait
- * that nobody guards any more. */
+ * situation, but for four of nineteen. The wait at the end of place_card makes no order, it lets a
+ * failure show while a smaller placement can be tried. Two keep a copy to another card from what is
+ * still read there (move), which here the results that come back keep as well; one lets a pass
+ * begin behind the results of the one before. More than these would be a wait that nobody guards
+ * any more. */
 QTEST(test_cuda_engine_forgotten_wait_is_seen) {
     if (!getenv("QIE_TEST_LONG"))
         QTEST_SKIP("slow: QIE_TEST_LONG=1 runs it");
@@ -665,7 +664,7 @@ QTEST(test_cuda_engine_forgotten_wait_is_seen) {
             printf("  never noticed: addr2line -e " PLUGIN " -f -i 0x%zx\n", place[i]);
         }
     printf("  %zu of %zu places are noticed\n", n_places - missed, n_places);
-    ASSERT_LE(missed, 8);
+    ASSERT_LE(missed, 4);
 }
 
 /* Every single call left out, with the order of work that suits it least, then the usual ones:
