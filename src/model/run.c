@@ -248,6 +248,10 @@ void qie_linear_prefetch(const qie_linear *l) {
     }
 }
 
+void qie_linear_let_go(const qie_linear *l) {
+    qie_weights_let_go(l->w.data, (size_t)l->w.n * qie_dtype_row_bytes(l->w.dtype, l->w.k));
+}
+
 void qie_group_add(qie_weight_group *g, const void *data, size_t n_bytes) {
     if (!data || !n_bytes)
         return;

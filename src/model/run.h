@@ -107,5 +107,7 @@ void qie_group_release(qie_weight_group *g);
 
 /* Ask for a layer's weights ahead of their use (see qie_weights_prefetch). */
 void qie_linear_prefetch(const qie_linear *l);
+/* Its weights are not needed for long (see qie_weights_let_go). */
+void qie_linear_let_go(const qie_linear *l);
 
 #endif

@@ -183,6 +183,8 @@ struct qie_denoiser {
     bool caching;
     qie_step_cache cache;
     bool prefetch, larger_than_memory;
+    int n_kept; /* of a model larger than memory: the first blocks, which stay in memory; if all
+                   came by in turn, each would push out the one that is needed soonest */
     float *timesteps;
     float *ref_in;          /* [n_reference, D]: references through img_in */
     float *txt_in[2];       /* [n_text, D]: conditioning through txt_norm and txt_in */
@@ -226,19 +228,21 @@ static qie_status time_embedding(const qie_denoiser *d, const qie_run *run, cons
     return QIE_OK;
 }
 
-/* The weights of a block that runs next, but for its modulation, which was read before the loop. In
- * the first step they come from disk while the block before computes; a model larger than memory
- * needs it in every one. */
-static void prefetch_block(const qie_denoiser *d, int i_block) {
-    if (i_block >= d->t->c.num_layers)
-        return;
+/* The weights of a block, but for its modulation, which was read before the loop. */
+static void each_linear(const qie_denoiser *d, int i_block, void (*fn)(const qie_linear *l)) {
     const stream *streams[2] = {&d->t->blocks[i_block].img, &d->t->blocks[i_block].txt};
     for (int i = 0; i < 2; i++) {
         const qie_linear *l[] = {&streams[i]->q,   &streams[i]->k,  &streams[i]->v,
                                  &streams[i]->out, &streams[i]->up, &streams[i]->down};
         for (size_t k = 0; k < sizeof l / sizeof *l; k++)
-            qie_linear_prefetch(l[k]);
+            fn(l[k]);
     }
+}
+/* Of the block that runs next: in the first step they come from disk while the one before computes;
+ * a model larger than memory needs it in every one. */
+static void prefetch_block(const qie_denoiser *d, int i_block) {
+    if (i_block < d->t->c.num_layers)
+        each_linear(d, i_block, qie_linear_prefetch);
 }
 
 /* Rows of the modulation table: `mod_count` steps from `first`, then t = 0 for zero_cond_t. */
@@ -278,6 +282,10 @@ static qie_status modulate_steps(qie_denoiser *d, const qie_run *run, int first,
         qie_run_linear(run, temb, &t->blocks[b].txt.mod, QIE_ACT_NONE, QIE_STORE_SET,
                        qie_mat_make(at + (int64_t)d->mod_rows * 6 * dim, QIE_F32, rows, 6 * dim));
         qie_run_share(run, at, sizeof(float) * (size_t)(2 * d->mod_rows * 6 * dim));
+        if (d->n_kept < t->c.num_layers) {
+            qie_linear_let_go(&t->blocks[b].img.mod);
+            qie_linear_let_go(&t->blocks[b].txt.mod);
+        }
     }
     d->mod_first = first;
     d->mod_count = n;
@@ -414,6 +422,9 @@ qie_status qie_denoiser_create(qie_transformer *t, const qie_run *run,
     if (run->compute->mem)
         run->compute->mem->repeat_forget(run->compute);
     d->larger_than_memory = t->n_bytes > qie_memory_total();
+    d->n_kept = t->c.num_layers;
+    if (d->larger_than_memory && !run->compute->mem)
+        d->n_kept = (int)(qie_memory_available() / 4 * 3 / (int64_t)t->blocks[0].rest.n_bytes);
     *out = d;
     return QIE_OK;
 }
@@ -612,6 +623,8 @@ static qie_status run_stretch(const qie_denoiser *d, const qie_run *run, const s
         at.ahead = b + 1 < s->end && looks_ahead(run, &t->blocks[b + 1].rest);
         at.last = b == n - 1 && !s->whole;
         run_block(d, run, b, s->rows, s->pass, at);
+        if (b >= d->n_kept)
+            each_linear(d, b, qie_linear_let_go);
         qie_trace_span("block", started, "block %d", b + 1);
         if (s->observing)
             observe_block(d, run, b, s->pass);

@@ -513,14 +513,22 @@ int64_t qie_weights_elements(const qie_weights *w) {
     return w->elements;
 }
 
-void qie_weights_prefetch(const void *data, size_t n_bytes) {
+/* Only hints: memory that is no mapping of a file answers with an error that nobody needs. */
+static void advise(const void *data, size_t n_bytes, int advice, const char *what) {
     long page = sysconf(_SC_PAGESIZE);
     if (!n_bytes || page <= 0)
         return;
     uintptr_t from = (uintptr_t)data & ~((uintptr_t)page - 1);
     size_t n = (uintptr_t)data + n_bytes - from;
     double started = qie_now_s();
-    /* Only a hint: memory that is no mapping of a file answers with an error that nobody needs. */
-    (void)madvise((void *)from, n, MADV_WILLNEED);
-    qie_trace_span("weights", started, "ask for %zu MiB", n >> 20);
+    (void)madvise((void *)from, n, advice);
+    qie_trace_span("weights", started, "%s %zu MiB", what, n >> 20);
+}
+
+void qie_weights_prefetch(const void *data, size_t n_bytes) {
+    advise(data, n_bytes, MADV_WILLNEED, "ask for");
+}
+
+void qie_weights_let_go(const void *data, size_t n_bytes) {
+    advise(data, n_bytes, MADV_PAGEOUT, "let go");
 }

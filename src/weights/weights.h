@@ -107,5 +107,8 @@ int64_t qie_weights_elements(const qie_weights *w);
 /* Tell the kernel that these bytes of a mapped file will be read soon: it reads ahead while we
  * compute. A hint. */
 void qie_weights_prefetch(const void *data, size_t n_bytes);
+/* Tell it that they will not be for long: it may take their memory first, at once and without a
+ * search. A hint, and one that only the owner of the file may give. */
+void qie_weights_let_go(const void *data, size_t n_bytes);
 
 #endif

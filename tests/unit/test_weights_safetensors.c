@@ -1,5 +1,7 @@
 /* One safetensors file: what a good one gives, and every lie a header can tell. */
 #define _GNU_SOURCE
+#include <stdlib.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include "qtest.h"
@@ -59,6 +61,36 @@ QTEST(test_safetensors_good_file_gives_its_tensors) {
         qie_weights_prefetch(qie_weights_at(w, i)->data, qie_weights_at(w, i)->n_bytes);
     qie_weights_close(w);
     free(f);
+}
+
+/* Hints about memory change no byte, of a mapping of a file or of memory that is none. */
+QTEST(test_safetensors_hints_leave_the_bytes) {
+    enum { BYTES = 1 << 18 };
+    char path[] = "/tmp/qie-hints-XXXXXX";
+    int fd = mkstemp(path);
+    ASSERT(fd >= 0);
+    unsigned char *plain = malloc(BYTES);
+    for (size_t i = 0; i < BYTES; i++)
+        plain[i] = (unsigned char)(i * 7 >> 3);
+    ASSERT_INT(write(fd, plain, BYTES), BYTES);
+    unsigned char *mapped = mmap(NULL, BYTES, PROT_READ, MAP_SHARED, fd, 0);
+    ASSERT(mapped != MAP_FAILED);
+    static const size_t parts[][2] = {
+        {0, BYTES}, {100, 9000}, {4096, 4096}, {BYTES - 5, 5}, {7, 0}};
+    unsigned char *sum = malloc(BYTES);
+    memcpy(sum, plain, BYTES);
+    for (size_t i = 0; i < sizeof parts / sizeof *parts; i++)
+        for (int k = 0; k < 2; k++) {
+            unsigned char *p = k ? plain : mapped;
+            qie_weights_prefetch(p + parts[i][0], parts[i][1]);
+            qie_weights_let_go(p + parts[i][0], parts[i][1]);
+            ASSERT(!memcmp(p, sum, BYTES));
+        }
+    munmap(mapped, BYTES);
+    close(fd);
+    unlink(path);
+    free(plain);
+    free(sum);
 }
 
 QTEST(test_safetensors_need_checks_shape_and_type) {
