@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "compute/cuda/cu_c.hpp"
+#include "compute/cuda/cu_kernels.hpp"
 #include "compute/cuda/cu_rt.h"
 
 #ifdef __CUDACC__
@@ -90,6 +91,45 @@ template <int V> CU_INLINE void cu_load_some(const void *p, int type, int64_t i,
 /* Has the host four values of this type there that cu_load_some<4> may read? */
 static inline bool cu_in_fours(const void *p, int dtype) {
     return ((uintptr_t)p << (dtype == QIE_BF16 || dtype == QIE_F16)) % 16 == 0;
+}
+
+/* A product [.., n] and what belongs to it before an activation: scales of rows and columns
+ * (products in 8 bits; NULL: 1), the bias (NULL: none). */
+struct cu_product {
+    const void *y, *bias;
+    int y_type, bias_type;
+    int64_t n, n_col_scale;
+    const float *row_scale, *col_scale;
+};
+/* V neighbouring values of it, from column c of row r on. */
+template <int V>
+CU_INLINE void cu_product_some(const cu_product &p, int64_t r, int64_t c, float v[V]) {
+    float a[V];
+    cu_load_some<V>(p.y, p.y_type, r * p.n + c, v);
+    if (p.row_scale)
+        for (int j = 0; j < V; j++)
+            v[j] *= p.row_scale[r];
+    if (p.col_scale && p.n_col_scale > 1) {
+        cu_load_some<V>(p.col_scale, QIE_F32, c, a);
+        for (int j = 0; j < V; j++)
+            v[j] *= a[j];
+    } else if (p.col_scale)
+        for (int j = 0; j < V; j++)
+            v[j] *= p.col_scale[0];
+    if (p.bias) {
+        cu_load_some<V>(p.bias, p.bias_type, c, a);
+        for (int j = 0; j < V; j++)
+            v[j] += a[j];
+    }
+}
+/* Of the host: that of an epilogue, and whether its parts may be read by fours. */
+static inline cu_product cu_product_of(const cu_epilogue_args *e) {
+    return {e->y, e->bias.data,   (int)e->y_type, (int)e->bias.dtype,
+            e->n, e->n_col_scale, e->row_scale,   e->col_scale};
+}
+static inline bool cu_product_in_fours(const cu_product &p) {
+    return p.n % 4 == 0 && cu_in_fours(p.y, p.y_type) && cu_in_fours(p.bias, p.bias_type) &&
+           cu_in_fours(p.col_scale, QIE_F32);
 }
 
 CU_INLINE float cu_silu(float v) {

@@ -118,15 +118,20 @@ static bool add_lowrank(const piece *p, const qie_lowrank *l, void *y, int64_t l
     return gemm(b, &g);
 }
 
+/* Where a piece goes, and its part of the bias. */
+static void *place_of(const piece *p) {
+    return offset(p->a->dst.data, p->r0 * p->a->dst.ld + p->n0, p->a->dst.dtype);
+}
+static const void *bias_of(const piece *p) {
+    return p->a->bias.data ? offset(p->a->bias.data, p->n0, p->a->bias.dtype) : NULL;
+}
+
 /* Bias, activation, gate and sum on a product, to where it goes. */
 static void store_piece(const piece *p, const void *y, qie_dtype y_type, const float *row_scale,
                         const float *col_scale, int64_t n_col_scale) {
     const qie_linear_args *a = p->a;
-    qie_vec bv = a->bias;
-    if (bv.data)
-        bv.data = offset(bv.data, p->n0, bv.dtype);
     qie_mat dst = a->dst;
-    dst.data = offset(a->dst.data, p->r0 * a->dst.ld + p->n0, a->dst.dtype);
+    dst.data = place_of(p);
     dst.rows = p->m;
     dst.cols = p->n;
     cu_epilogue_args e;
@@ -135,7 +140,8 @@ static void store_piece(const piece *p, const void *y, qie_dtype y_type, const f
     e.y_type = y_type;
     e.m = p->m;
     e.n = p->n;
-    e.bias = bv;
+    e.bias = a->bias;
+    e.bias.data = bias_of(p);
     e.act = a->act;
     e.store = a->store;
     for (int i = 0; i < 2; i++)
@@ -156,13 +162,7 @@ static void store_piece(const piece *p, const void *y, qie_dtype y_type, const f
     cu_k_layer_norm(p->d->compute, &rows, &e);
 }
 
-/* Where a plain piece goes, and what the library does to it on the way. */
-static void *place_of(const piece *p) {
-    return offset(p->a->dst.data, p->r0 * p->a->dst.ld + p->n0, p->a->dst.dtype);
-}
-static const void *bias_of(const piece *p) {
-    return p->a->bias.data ? offset(p->a->bias.data, p->n0, p->a->bias.dtype) : NULL;
-}
+/* What the library does to a plain piece. */
 static qie_cu_epilogue epilogue_of(const piece *p) {
     bool bias = p->a->bias.data != NULL;
     if (p->a->act == QIE_ACT_GELU_TANH)
@@ -206,10 +206,9 @@ static bool run_piece(const piece *p) {
 
 /* An operation in 8 bits: where its pieces lie. */
 typedef struct bytes_job {
-    qie_dtype type;   /* F8_E4M3 or I8 */
-    bool fp8, whole;  /* whole: the weight becomes bytes here */
-    bool direct;      /* the library scales, adds the bias and stores */
-    int64_t np, rows; /* of a piece: of the weight, of x */
+    qie_dtype type;  /* F8_E4M3 or I8 */
+    bool fp8, whole; /* whole: the weight becomes bytes here */
+    bool direct;     /* the library scales, adds the bias and stores */
     unsigned char *wq, *xq;
     float *row_scale, *col_scale;
 } bytes_job;
@@ -311,13 +310,12 @@ static bool in_8_bits(piece *p) {
     if (np < 16 || b->low_bytes < 2 * scales || (j.fp8 && (uintptr_t)a->w.data % 16) ||
         (!j.fp8 && !j.whole && !a->w.scale))
         return false;
-    j.np = np;
-    j.rows = (int64_t)(b->low_bytes - scales) / k;
-    if (j.rows > (int64_t)(scales / 8))
-        j.rows = (int64_t)(scales / 8);
-    if (j.rows > (int64_t)(b->product_bytes / 4) / np)
-        j.rows = (int64_t)(b->product_bytes / 4) / np;
-    if (j.rows < 1)
+    int64_t rows = (int64_t)(b->low_bytes - scales) / k;
+    if (rows > (int64_t)(scales / 8))
+        rows = (int64_t)(scales / 8);
+    if (rows > (int64_t)(b->product_bytes / 4) / np)
+        rows = (int64_t)(b->product_bytes / 4) / np;
+    if (rows < 1)
         return false;
     j.wq = d->panel + half;
     j.xq = d->low;
@@ -329,8 +327,8 @@ static bool in_8_bits(piece *p) {
         const float *scale;
         int64_t n_scale;
         const unsigned char *w = w_as_bytes(p, &j, &scale, &n_scale);
-        for (p->r0 = 0; p->r0 < m; p->r0 += j.rows) {
-            p->m = m - p->r0 < j.rows ? m - p->r0 : j.rows;
+        for (p->r0 = 0; p->r0 < m; p->r0 += rows) {
+            p->m = m - p->r0 < rows ? m - p->r0 : rows;
             x_to_bytes(p, &j);
             if (bytes_piece(p, &j, w, scale, n_scale))
                 continue;

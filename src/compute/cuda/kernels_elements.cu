@@ -44,32 +44,20 @@ CU_KERNEL(THREADS) find_bad(const float *CU_RESTRICT v, int64_t n, unsigned *fla
 }
 
 struct epilogue_params {
-    const void *y;
-    int y_type, act, store, bias_type;
-    int64_t m, n, split, ldd, n_col_scale;
-    const void *bias;
-    const float *gate0, *gate1, *row_scale, *col_scale;
+    cu_product product;
+    int act, store;
+    int64_t m, split, ldd;
+    const float *gate0, *gate1;
 };
 
 /* V elements of a row a thread. */
 template <int V, typename D> CU_KERNEL(THREADS) epilogue(epilogue_params p, D *dst) {
-    int64_t groups = p.n / V;
+    int64_t groups = p.product.n / V;
     for (int64_t i = cu_first(); i < p.m * groups; i += cu_stride()) {
         int64_t r = i / groups, c = (i - r * groups) * V;
         cu_some<D, V> *to = (cu_some<D, V> *)(dst + r * p.ldd + c);
         float v[V], a[V];
-        cu_load_some<V>(p.y, p.y_type, r * p.n + c, v);
-        if (p.row_scale)
-            for (int j = 0; j < V; j++)
-                v[j] *= p.row_scale[r];
-        if (p.col_scale)
-            for (int j = 0; j < V; j++)
-                v[j] *= p.col_scale[p.n_col_scale == 1 ? 0 : c + j];
-        if (p.bias) {
-            cu_load_some<V>(p.bias, p.bias_type, c, a);
-            for (int j = 0; j < V; j++)
-                v[j] += a[j];
-        }
+        cu_product_some<V>(p.product, r, c, v);
         for (int j = 0; j < V; j++)
             v[j] = cu_act(p.act, v[j]);
         cu_some<D, V> old = p.store == QIE_STORE_SET ? cu_some<D, V>() : *to;
@@ -166,19 +154,15 @@ static void launch_epilogue(cu_stream s, const epilogue_params &p, void *dst) {
     epilogue_params q = p;
     D *d = (D *)dst;
     auto k = epilogue<V, D>;
-    CU_LAUNCH(s, k, blocks_for(p.m * (p.n / V)), 1, THREADS, 0, q, d);
+    CU_LAUNCH(s, k, blocks_for(p.m * (p.product.n / V)), 1, THREADS, 0, q, d);
 }
 
 void cu_k_epilogue(cu_stream s, const cu_epilogue_args *a) {
-    epilogue_params p = {
-        a->y,         (int)a->y_type, (int)a->act, (int)a->store, (int)a->bias.dtype,
-        a->m,         a->n,           a->split,    a->dst.ld,     a->n_col_scale,
-        a->bias.data, a->gate[0],     a->gate[1],  a->row_scale,  a->col_scale};
-    const void *words[] = {p.gate0, p.gate1, p.col_scale};
-    bool fours = p.n % 4 == 0 && p.ldd % 4 == 0 && cu_in_fours(p.y, p.y_type) &&
-                 cu_in_fours(p.bias, p.bias_type) && cu_in_fours(a->dst.data, (int)a->dst.dtype);
-    for (const void *w : words)
-        fours = fours && cu_in_fours(w, QIE_F32);
+    epilogue_params p = {cu_product_of(a), (int)a->act, (int)a->store, a->m,
+                         a->split,         a->dst.ld,   a->gate[0],    a->gate[1]};
+    bool fours = cu_product_in_fours(p.product) && p.ldd % 4 == 0 &&
+                 cu_in_fours(a->dst.data, (int)a->dst.dtype) && cu_in_fours(p.gate0, QIE_F32) &&
+                 cu_in_fours(p.gate1, QIE_F32);
     static void (*const launches[2][2])(cu_stream, const epilogue_params &, void *) = {
         {launch_epilogue<1, float>, launch_epilogue<1, cu_bf16>},
         {launch_epilogue<4, float>, launch_epilogue<4, cu_bf16>}};

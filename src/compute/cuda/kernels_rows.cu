@@ -20,12 +20,10 @@ struct norm_params {
     int64_t ldx, cols, split, ldd;
     const float *scale[2], *shift[2];
     float eps;
-    int kept; /* the row fits into shared memory */
-    /* what is added to x first */
-    const void *y, *bias;
-    int y_type, bias_type;
-    const float *gate[2], *row_scale, *col_scale;
-    int64_t gate_split, n_col_scale;
+    int kept;           /* the row fits into shared memory */
+    cu_product product; /* what is added to x first, times the gate */
+    const float *gate[2];
+    int64_t gate_split;
 };
 
 /* Sum over the block, or its largest value, the same in all of its threads: always in the same
@@ -54,22 +52,7 @@ template <bool JOIN, int V, typename D> CU_KERNEL(THREADS) layer_norm(norm_param
         cu_load_some<V>(row, QIE_F32, i, v);
         if (JOIN) {
             float y[V];
-            cu_load_some<V>(p.y, p.y_type, r * p.cols + i, y);
-            if (p.row_scale)
-                for (int j = 0; j < V; j++)
-                    y[j] *= p.row_scale[r];
-            if (p.n_col_scale > 1) {
-                cu_load_some<V>(p.col_scale, QIE_F32, i, a);
-                for (int j = 0; j < V; j++)
-                    y[j] *= a[j];
-            } else if (p.col_scale)
-                for (int j = 0; j < V; j++)
-                    y[j] *= p.col_scale[0];
-            if (p.bias) {
-                cu_load_some<V>(p.bias, p.bias_type, i, a);
-                for (int j = 0; j < V; j++)
-                    y[j] += a[j];
-            }
+            cu_product_some<V>(p.product, r, i, y);
             cu_load_some<V>(r < p.gate_split ? p.gate[0] : p.gate[1], QIE_F32, i, a);
             for (int j = 0; j < V; j++) {
                 float g = a[j] * y[j];
@@ -265,9 +248,9 @@ static void launch_norm(cu_stream s, const norm_params &p, int64_t rows, void *d
 /* May four elements at a time be read and written? */
 static bool in_fours(const norm_params &p, const void *dst, qie_dtype type) {
     const void *words[] = {p.x,        p.scale[0], p.scale[1], p.shift[0],
-                           p.shift[1], p.gate[0],  p.gate[1],  p.col_scale};
-    bool ok = cu_in_fours(dst, (int)type) && cu_in_fours(p.y, p.y_type) &&
-              cu_in_fours(p.bias, p.bias_type) && (p.cols | p.ldx | p.ldd) % 4 == 0;
+                           p.shift[1], p.gate[0],  p.gate[1]};
+    bool ok = cu_in_fours(dst, (int)type) && cu_product_in_fours(p.product) &&
+              (p.cols | p.ldx | p.ldd) % 4 == 0;
     for (const void *a : words)
         ok = ok && cu_in_fours(a, QIE_F32);
     return ok;
@@ -287,16 +270,10 @@ void cu_k_layer_norm(cu_stream s, const qie_layer_norm_args *a, const cu_epilogu
         p.shift[i] = a->shift[i];
     }
     if (join) {
-        p.y = join->y;
-        p.y_type = (int)join->y_type;
-        p.bias = join->bias.data;
-        p.bias_type = (int)join->bias.dtype;
+        p.product = cu_product_of(join);
         p.gate[0] = join->gate[0];
         p.gate[1] = join->gate[1];
         p.gate_split = join->split;
-        p.row_scale = join->row_scale;
-        p.col_scale = join->col_scale;
-        p.n_col_scale = join->col_scale ? join->n_col_scale : 0;
     }
     if (a->x.rows < 1)
         return;
