@@ -2,8 +2,8 @@
  * chrome://tracing show: stages, steps, blocks, operations with their shapes, and for each thread
  * when it worked; the gaps are its waits.
  *
- * QIE_TRACE=FILE turns it on for the process. Off, a span costs one
- * comparison. On, spans are kept in memory, 64 bytes each, the first 2 million of the process. */
+ * QIE_TRACE=FILE turns it on for the process. Off, a span costs one comparison. On, spans are kept
+ * in memory, 64 bytes each, the first 2 million of the process. */
 #ifndef QIE_BASE_TRACE_H
 #define QIE_BASE_TRACE_H
 

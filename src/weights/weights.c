@@ -513,7 +513,7 @@ int64_t qie_weights_elements(const qie_weights *w) {
     return w->elements;
 }
 
-/* Only hints: memory that is no mapping of a file answers with an error that nobody needs. */
+/* Only hints: errors (memory that is no mapping of a file) are nobody's concern. */
 static void advise(const void *data, size_t n_bytes, int advice, const char *what) {
     long page = sysconf(_SC_PAGESIZE);
     if (!n_bytes || page <= 0)

@@ -298,23 +298,26 @@ QTEST(test_cuda_ops_linear_in_8_bits_is_near_plain_c) {
     }
 }
 
+static const layer FP8 = {.m = 40,
+                          .k = 64,
+                          .n = 48,
+                          .rank = {1, 1},
+                          .act = QIE_BF16,
+                          .weights = QIE_F8_E4M3,
+                          .low = QIE_F32,
+                          .eight = true,
+                          .scaled = true,
+                          .bias = QIE_BF16};
+
 /* fp8 in one product of the library, scales, bias and activation included, or where it refuses
  * that, in three pieces: close to plain C and to each other. */
 QTEST(test_cuda_ops_linear_in_fp8_is_one_product_where_the_library_scales) {
     qie_error e = {0};
     for (int form = 0; form < 8; form++) {
-        layer l = {.m = 33 + form,
-                   .k = 64,
-                   .n = 48,
-                   .rank = {1, 1},
-                   .act = QIE_BF16,
-                   .weights = QIE_F8_E4M3,
-                   .low = QIE_F32,
-                   .eight = true,
-                   .scaled = true,
-                   .one_scale = form & 1,
-                   .bias = QIE_BF16,
-                   .after = form & 2 ? QIE_ACT_GELU_TANH : QIE_ACT_NONE};
+        layer l = FP8;
+        l.m = 33 + form;
+        l.one_scale = form & 1;
+        l.after = form & 2 ? QIE_ACT_GELU_TANH : QIE_ACT_NONE;
         double error;
         setenv("QIE_CUDA_OWN", form & 4 ? "1" : "0", 1);
         ASSERT_OK(compare(&l, &error, &e));
@@ -340,16 +343,7 @@ static int64_t run_times(const layer *l, const data *d, const device *v, int n, 
 
 /* q, k and v read the same rows: they become bytes once, and anew when something ran between. */
 QTEST(test_cuda_ops_rows_become_bytes_once_for_the_layers_that_read_them) {
-    layer l = {.m = 40,
-               .k = 64,
-               .n = 48,
-               .rank = {1, 1},
-               .act = QIE_BF16,
-               .weights = QIE_F8_E4M3,
-               .low = QIE_F32,
-               .eight = true,
-               .scaled = true,
-               .bias = QIE_BF16};
+    const layer l = FP8;
     qie_error e = {0};
     data d = make_data(&l), other = make_data(&l);
     size_t x_bytes = (size_t)(l.m * l.k) * 2, y_bytes = (size_t)(l.m * l.n) * 2;
